@@ -1,0 +1,60 @@
+"""What a user asked for, in its one normal form: kept in the task row, sent to the worker, echoed in the recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+#: P0 and P1 travel on the family's urgent topic; P3 is batch work.
+Priority = Annotated[int, Field(ge=0, le=3)]
+MAX_SEED = 2**32 - 1
+
+
+class LoraRef(BaseModel):
+    """A LoRA by its registered name, with the weight its effect is scaled by."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=200)
+    weight: float = Field(1.0, ge=-2, le=2)
+
+
+class Size(BaseModel):
+    """Pixels, width by height."""
+
+    model_config = ConfigDict(frozen=True)
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+class GenerationParams(BaseModel):
+    """Everything that decides the pictures of a task, complete: no default is left open after submit.
+
+    ``prompt`` already holds the words of ``style``; ``text`` is what the user typed. ``drawn`` is what the
+    denoiser draws, ``delivered`` what the user receives (enlarged when the model cannot draw that large).
+    Image ``i`` of ``n`` uses ``seed + i``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    kind: Literal["txt2img"] = "txt2img"
+    text: str
+    prompt: str
+    negative_prompt: str | None = None
+    style: str | None = None
+    model: str
+    family: str
+    loras: tuple[LoraRef, ...] = ()
+    delivered: Size
+    drawn: Size
+    steps: int
+    guidance: float
+    sampler: str
+    seed: int = Field(ge=0, le=MAX_SEED)
+    n: int = Field(1, ge=1)
+    notes: tuple[str, ...] = ()

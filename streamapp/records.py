@@ -1,0 +1,175 @@
+"""Every record that crosses a topic, and the one function that decodes them.
+
+Topics carry bytes: a typed topic stops for good at its second malformed message. Readers skip fields
+they do not know, so a newer writer does not stop an older reader; an unknown major version does.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from streamapp.errors import BadMessage
+from streamapp.generation import GenerationParams, LoraRef
+
+R = TypeVar("R", bound="WireRecord")
+
+
+class WireRecord(BaseModel):
+    """Base of the records; ``kind`` tells them apart on a topic that somebody else writes to as well."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    KIND: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+
+    def encode(self) -> bytes:
+        """JSON bytes with kind and schema version."""
+        body = self.model_dump(mode="json", exclude_none=True)
+        return orjson.dumps({"kind": self.KIND, "v": self.VERSION, **body})
+
+
+def decode(record: type[R], raw: bytes | None, *, limit: int = 64 * 1024) -> R:
+    """Bytes from a topic as ``record``.
+
+    Raises:
+        BadMessage: for ``None``, anything above ``limit`` bytes, malformed JSON, a foreign kind, an
+            unknown version or missing fields; ``details["reason"]`` is one of ``empty``, ``too_large``,
+            ``malformed``, ``foreign``, ``version``, ``fields``.
+    """
+    if raw is None:
+        raise BadMessage("the message has no value", reason="empty")
+    if len(raw) > limit:
+        raise BadMessage(f"the message has {len(raw)} bytes, the limit is {limit}", reason="too_large")
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise BadMessage(f"the message is not JSON: {error}", reason="malformed") from error
+    if not isinstance(body, dict) or body.get("kind") != record.KIND:
+        raise BadMessage(f"the message is not a {record.KIND}", reason="foreign")
+    if body.get("v") != record.VERSION:
+        raise BadMessage(f"{record.KIND} version {body.get('v')!r} is not known here", reason="version")
+    try:
+        return record.model_validate(body)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise BadMessage(f"{record.KIND}: {where}: {error.errors()[0]['msg']}", reason="fields") from error
+
+
+class TaskMessage(WireRecord):
+    """One task on its family's topic: references only, never pictures. The row is the truth; this is delivery."""
+
+    KIND: ClassVar[str] = "task"
+
+    task_id: str
+    user_id: str
+    family: str
+    model: str
+    loras: tuple[LoraRef, ...] = ()
+    params: GenerationParams
+    priority: int
+    cost: float  # estimated GPU-seconds, for backlog sums and routing
+    submitted_at: int  # ms
+    deadline_at: int | None = None  # ms
+    trace: str | None = None  # W3C traceparent
+
+
+class ModelLoad(BaseModel):
+    """What one worker still has to do for one model."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    jobs: int
+    seconds: float
+
+
+class WorkerStatus(WireRecord):
+    """One worker's absolute state, keyed by worker id on ``worker_status``; sent on change and as keep-alive."""
+
+    KIND: ClassVar[str] = "worker_status"
+
+    worker_id: str
+    host: str
+    pid: int
+    port: int  # of its own views
+    role: str
+    families: tuple[str, ...]
+    device: str
+    engine: str  # starting, ready, restarting, failed, closed
+    state: str  # running, draining, gone
+    started_at: int  # ms
+    at: int  # ms, of this status
+    running: int = 0  # samples in the engine
+    jobs: int = 0  # jobs held, waiting and running
+    full: bool = False
+    backlog: dict[str, ModelLoad] = {}
+    partitions: dict[str, tuple[int, ...]] = {}  # task topic -> partitions owned
+    checkpoints: dict[str, str] = {}  # resident name -> tier
+    loras: dict[str, str] = {}
+    done: int = 0
+    failed: int = 0
+
+
+class TaskEvent(WireRecord):
+    """Something that happened to a task, on ``task_events``, keyed by task id; absolute facts, never needed to answer."""
+
+    KIND: ClassVar[str] = "task_event"
+
+    event_id: str
+    task_id: str
+    event: str  # submitted | started | succeeded | failed | cancelled | expired
+    at: int  # ms
+    user_id: str
+    family: str
+    model: str
+    worker_id: str | None = None
+    shape: str  # "128x128", as drawn
+    with_lora: bool = False
+    images: int = 0
+    steps: int = 0
+    seconds: dict[str, float] = {}  # queue, load, encode, denoise, decode, post
+    error: str | None = None
+
+
+class DeadLetter(WireRecord):
+    """What could not be worked off, with its history, on ``dead_letters``."""
+
+    KIND: ClassVar[str] = "dead_letter"
+
+    task_id: str | None
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    message: str
+    at: int  # ms
+    attempts: int = 0
+    history: tuple[dict[str, object], ...] = ()
+    raw: str | None = None  # base64 of a message that could not be read, cut at 8 KiB
+
+
+class ThroughputCount(WireRecord):
+    """Absolute counters of one partition's window, on ``throughput_totals``; the reader sums over partitions."""
+
+    KIND: ClassVar[str] = "throughput_count"
+
+    window: str  # "minute" | "hour"
+    start: int  # ms
+    family: str
+    shape: str
+    with_lora: bool
+    partition: int
+    submitted: int = 0
+    finished: int = 0
+    failed: int = 0
+    images: int = 0
+    steps: int = 0
+    seconds: dict[str, float] = {}
+
+    @property
+    def key(self) -> str:
+        """Table key: one per window, family, shape, LoRA use and source partition."""
+        lora = "lora" if self.with_lora else "plain"
+        return f"{self.window}|{self.start}|{self.family}|{self.shape}|{lora}|{self.partition}"
