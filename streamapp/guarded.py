@@ -1,0 +1,198 @@
+"""The one HTTP client for addresses that users name (callbacks, later models and input pictures).
+
+A URL from a request must not reach what only this host can reach: the scheme is allow-listed, every
+address a name resolves to is checked (and that very address is connected to, so a name cannot change
+its mind between check and use), redirects are followed by us and checked like the first address, and
+size and time are limited. See OWASP's server-side request forgery prevention cheat sheet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+from yarl import URL
+
+from streamapp.errors import AppError
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+class Refused(AppError):
+    """The address is one this service does not talk to; retrying cannot help."""
+
+    code = "address_refused"
+    status = 400
+
+
+class FetchFailed(AppError):
+    """The other side did not answer, or not completely; trying again may help."""
+
+    code = "fetch_failed"
+    status = 502
+    retryable = True
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back: status, headers (lower-case names) and at most the allowed bytes of the body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one that anybody on the internet could reach.
+
+    IPv4 addresses wrapped in IPv6 (mapped, 6to4, NAT64) are judged by what they wrap.
+    """
+    ip = ipaddress.ip_address(address.split("%", 1)[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        wrapped = ip.ipv4_mapped or ip.sixtofour
+        if wrapped is None and ip in ipaddress.ip_network("64:ff9b::/96"):
+            wrapped = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if wrapped is not None:
+            return is_public(str(wrapped))
+    return ip.is_global and not ip.is_multicast
+
+
+class PublicResolver(AbstractResolver):
+    """Resolves names and refuses those of which any address is not public."""
+
+    def __init__(self) -> None:
+        self._system = ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Addresses of ``host``.
+
+        Raises:
+            Refused: when one of them is private, loopback, link-local or reserved.
+        """
+        found = await self._system.resolve(host, port, family)
+        for result in found:
+            if not is_public(result["host"]):
+                raise Refused(f"{host} resolves to {result['host']}, which is not a public address", host=host)
+        return found
+
+    async def close(self) -> None:
+        """Nothing is held."""
+        await self._system.close()
+
+
+class GuardedClient:
+    """An HTTP client for addresses from outside.
+
+    Args:
+        allow_private: whether loopback and private addresses are fine (a setting of the operator).
+        schemes: URL schemes that are spoken.
+        timeout: seconds for the whole exchange, redirects included.
+        max_bytes: most bytes of a body that are read; more is an error.
+        max_redirects: redirects followed before giving up.
+    """
+
+    def __init__(
+        self,
+        *,
+        allow_private: bool = False,
+        schemes: frozenset[str] = frozenset({"http", "https"}),
+        timeout: float = 15.0,
+        max_bytes: int = 1024 * 1024,
+        max_redirects: int = 3,
+    ) -> None:
+        self._allow_private = allow_private
+        self._schemes = schemes
+        self._timeout = timeout
+        self._max_bytes = max_bytes
+        self._max_redirects = max_redirects
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        resolver = None if self._allow_private else PublicResolver()
+        # The connector keeps no DNS answers: each exchange resolves and checks again.
+        connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, limit_per_host=8)
+        self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def check(self, url: str) -> URL:
+        """The parsed address, if it is one we would talk to.
+
+        Raises:
+            Refused: for another scheme, credentials in the URL, no host, or a literal address that is not public.
+        """
+        try:
+            parsed = URL(url)
+        except ValueError as error:
+            raise Refused(f"{url!r} is not a URL: {error}") from error
+        if parsed.scheme not in self._schemes or not parsed.host:
+            raise Refused(f"the address must start with {' or '.join(f'{s}://' for s in sorted(self._schemes))}")
+        if parsed.user or parsed.password:
+            raise Refused("the address must not carry a user name or password")
+        try:
+            literal = ipaddress.ip_address(parsed.host)
+        except ValueError:
+            return parsed
+        if not self._allow_private and not is_public(str(literal)):
+            raise Refused(f"{parsed.host} is not a public address", host=parsed.host)
+        return parsed
+
+    async def request(
+        self, method: str, url: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """One exchange, redirects followed (303, and 301 or 302 after a POST, become GET as in RFC 9110 15.4).
+
+        Raises:
+            Refused: the address, or one it redirects to, is not one we talk to.
+            FetchFailed: connection, time limit, too large a body, too many redirects.
+        """
+        if self._session is None:
+            raise RuntimeError("GuardedClient is used outside its context")
+        target = self.check(url)
+        origin, sent = target.origin(), dict(headers or {})
+        try:
+            async with asyncio.timeout(self._timeout):
+                for _ in range(self._max_redirects + 1):
+                    async with self._session.request(
+                        method, target, data=body, headers=sent, allow_redirects=False
+                    ) as answer:
+                        if answer.status not in REDIRECTS or "location" not in answer.headers:
+                            return await self._read(answer)
+                        target = self.check(str(target.join(URL(answer.headers["location"]))))
+                        if answer.status == 303 or (answer.status in {301, 302} and method == "POST"):
+                            method, body = "GET", None
+                        if target.origin() != origin:  # never hand a credential to another host
+                            sent = {key: value for key, value in sent.items() if key.lower() != "authorization"}
+                raise FetchFailed(f"{url} redirects more than {self._max_redirects} times")
+        except Refused:
+            raise
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            cause = error.__cause__ or error.__context__
+            if isinstance(cause, Refused):
+                raise cause from error
+            raise FetchFailed(f"{url}: {error or type(error).__name__}") from error
+
+    async def _read(self, answer: aiohttp.ClientResponse) -> Answer:
+        """The body, as long as it keeps within the limit."""
+        parts, size = [], 0
+        async for chunk in answer.content.iter_chunked(64 * 1024):
+            size += len(chunk)
+            if size > self._max_bytes:
+                raise FetchFailed(f"the answer is larger than {self._max_bytes} bytes", too_large=True)
+            parts.append(chunk)
+        return Answer(answer.status, {key.lower(): value for key, value in answer.headers.items()}, b"".join(parts))
