@@ -1,0 +1,1 @@
+"""Delivery of messages: the two Faust transports (Kafka, embedded) and the admin port beside them."""
