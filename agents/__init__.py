@@ -1,0 +1,1 @@
+"""Stream agents: thin loops that hand each event to one plain function."""

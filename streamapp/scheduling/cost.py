@@ -1,0 +1,55 @@
+"""Cost of a task in GPU-seconds: an estimate at submit, corrected by what workers measure.
+
+The unit underneath is the megapixel-step: one denoiser forward over one million drawn pixels. Guidance
+above 1 evaluates the denoiser twice per step (classifier-free guidance, Ho & Salimans 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from streamapp.generation import GenerationParams
+
+#: Seconds per megapixel-step before anything was measured; only their ratios matter for scheduling.
+RATES: Mapping[str, float] = {"sd15": 0.45, "sdxl": 0.6, "sd3": 0.8, "flux": 2.0, "qwen_image": 3.0}
+#: Encoding, decoding, post-processing and storing one image, in seconds.
+OVERHEAD = 0.05
+
+
+def work(params: GenerationParams) -> float:
+    """Megapixel-steps of the whole task, classifier-free guidance counted twice."""
+    forwards = 2 if params.guidance > 1 else 1
+    return params.drawn.width * params.drawn.height / 1e6 * params.steps * params.n * forwards
+
+
+def estimate(params: GenerationParams, rates: Mapping[str, float] | None = None) -> float:
+    """GPU-seconds the task will take alone; ``rates`` are learned seconds per megapixel-step by model name."""
+    rate = (rates or {}).get(params.model) or RATES.get(params.family, 1.0)
+    return round(work(params) * rate + OVERHEAD * params.n, 4)
+
+
+class Rates:
+    """Seconds per megapixel-step and per switch by model, learned as exponentially weighted means."""
+
+    def __init__(self, weight: float = 0.2) -> None:
+        self.weight = weight
+        self.by_model: dict[str, float] = {}
+        self._loads: dict[str, float] = {}
+
+    def drawn(self, params: GenerationParams, seconds: float) -> None:
+        """A task of this kind occupied the engine for ``seconds``."""
+        if seconds > 0 and (amount := work(params)) > 0:
+            self._learn(self.by_model, params.model, seconds / amount)
+
+    def loaded(self, model: str, seconds: float) -> None:
+        """Making a checkpoint ready took ``seconds``."""
+        if seconds >= 0:
+            self._learn(self._loads, model, seconds)
+
+    def switch(self, model: str, default: float = 2.0) -> float:
+        """Seconds that switching to ``model`` takes, as measured; before the first time ``default``."""
+        return self._loads.get(model, default)
+
+    def _learn(self, table: dict[str, float], key: str, value: float) -> None:
+        known = table.get(key)
+        table[key] = value if known is None else known + self.weight * (value - known)
