@@ -1,0 +1,1 @@
+"""The test set; helpers inside it are imported as ``tests.…`` from the repository root."""

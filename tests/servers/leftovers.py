@@ -1,0 +1,52 @@
+"""Finds processes that a test run started and left behind, even those whose parent is gone."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+
+import psutil
+
+#: Inherited by everything a test run starts; the value tells runs on one machine apart.
+MARK = "TESTS_RUN_MARK"
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """One process still alive that belongs to this run."""
+
+    pid: int
+    line: str
+
+
+def mark() -> str:
+    """Mark this process, so that all it starts from now on can be found."""
+    value = os.environ.setdefault(MARK, secrets.token_hex(8))
+    return value
+
+
+def leftovers() -> list[Leftover]:
+    """Marked processes other than this one and its ancestors."""
+    value = os.environ.get(MARK)
+    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid in own or process.environ().get(MARK) != value:
+                continue
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(Leftover(process.pid, " ".join(process.cmdline())[:200]))
+        except psutil.Error:
+            # Gone in between, or somebody else's: not ours either way.
+            continue
+    return found
+
+
+def kill(processes: list[Leftover]) -> None:
+    """End leftovers for good."""
+    for leftover in processes:
+        try:
+            psutil.Process(leftover.pid).kill()
+        except psutil.Error:
+            continue
