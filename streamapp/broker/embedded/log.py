@@ -206,7 +206,10 @@ class Log:
             connection.executemany("INSERT OR REPLACE INTO commits VALUES (?, ?, ?)", rows)
 
         def publish(_: None) -> None:
-            self._commits[group] = {**self._commits.get(group, {}), **{TP(*tp): offset for tp, offset in offsets.items()}}
+            self._commits[group] = {
+                **self._commits.get(group, {}),
+                **{TP(*tp): offset for tp, offset in offsets.items()},
+            }
 
         return self._order(write, publish)
 
