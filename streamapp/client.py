@@ -212,10 +212,12 @@ class Client:
                     yield self._task({"task_id": task_id, **orjson.loads("\n".join(data))})
                     data = []
 
-    async def download(self, task: Task, folder: Path) -> list[Path]:
-        """Fetch every picture of an ended task into ``folder``; names are task id and index."""
+    async def download(self, task: Task, folder: Path, *, name: str | None = None) -> list[Path]:
+        """Fetch every picture of an ended task into ``folder``, as ``<task id>-<index>`` or ``<name>[-<index>]``."""
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-        return [await self._save(address, folder, task.id, index) for index, address in enumerate(task.images)]
+        several = len(task.images) > 1
+        stems = [f"{name or task.id}-{i}" if several or not name else name for i in range(len(task.images))]
+        return [await self._save(url, folder, stem) for url, stem in zip(task.images, stems, strict=True)]
 
     async def call(
         self, method: str, path: str, *, body: Mapping[str, Any] | None = None, query: Mapping[str, str] | None = None
@@ -251,7 +253,7 @@ class Client:
             await asyncio.sleep(pause)
         raise AssertionError("the last turn returns or raises")
 
-    async def _save(self, address: str, folder: Path, task_id: str, index: int) -> Path:
+    async def _save(self, address: str, folder: Path, stem: str) -> Path:
         # A presigned address must be sent byte for byte, and the key belongs to our own service only.
         url = URL(address, encoded=True)
         headers = self._headers if url.origin() == self.url.origin() else {}
@@ -260,7 +262,7 @@ class Client:
                 raise await _error(response)
             data = await response.read()
             kind = response.content_type.partition("/")[2] or "png"
-        path = folder / f"{task_id}-{index}.{kind}"
+        path = folder / f"{stem}.{kind}"
         await asyncio.to_thread(_write, path, data)
         return path
 

@@ -1,0 +1,166 @@
+"""The settings in words: what is in force, and the reference page that docs/settings.md is generated from."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from streamapp.settings import PREFIX, Settings
+from streamapp.telemetry import HIDDEN, SECRET_NAME, scrub
+
+#: Section, then setting and what it means. A test holds this to the fields of `Settings`.
+MEANING: dict[str, dict[str, str]] = {
+    "Where things are": {
+        "broker": "`embedded://` keeps the log in a file of this one process; `kafka://host:port,…` is a cluster.",
+        "database": "`sqlite+aiosqlite:///PATH` or `mysql+aiomysql://user:password@host/name`. Not set: SQLite in the data folder.",
+        "storage": "`file:///FOLDER` or `s3://bucket/prefix`. Not set: a folder in the data folder.",
+        "data_dir": "Everything that this process keeps: embedded log, SQLite, pictures, models, table state.",
+        "s3_endpoint": "Address of an S3 server that is not AWS. Keys and region come from the usual AWS variables.",
+        "host": "Address to bind to. A public one requires `STREAMAPP_API_KEYS`.",
+        "port": "Port of the API and the views; 0 takes a free one.",
+        "public_url": "Address under which users reach the API, when it is not host and port (a proxy in front).",
+    },
+    "Who this process is and what it serves": {
+        "app_id": "The Faust app id, which is the Kafka consumer group: workers that share it share the work.",
+        "worker_id": "Name of this worker; must differ from every other. Default: host name and four random digits.",
+        "families": "Families of models that this worker serves, separated by commas.",
+        "engine": "`process`: a child process (production). `inline`: a thread of this process. `fake`: draws nothing real, for load tests.",
+        "device": "Where the engine computes; one GPU per worker.",
+        "engine_threads": "CPU threads of the engine.",
+        "max_batch_rows": "Most samples in one denoiser call. Not set: chosen by the engine for its device.",
+    },
+    "Topics": {
+        "partitions": "Partitions of every task topic and of `task_events`: the most workers that can share one family. Not set: 24 on Kafka, 4 embedded.",
+        "replication": "Copies of each partition on Kafka; 3 advised, 1 for a single broker.",
+        "retention_days": "How long Kafka keeps delivered records.",
+        "embedded_max_bytes": "Largest size of the embedded log; above it producing waits.",
+    },
+    "Kafka security": {
+        "kafka_security_protocol": "Handed to the driver as it is.",
+        "kafka_sasl_mechanism": "Handed to the driver as it is.",
+        "kafka_username": "SASL user.",
+        "kafka_password": "SASL password.",
+        "kafka_ca_file": "Certificate authority of the brokers (PEM).",
+        "kafka_compression": "Compression of what is produced.",
+    },
+    "Time-outs and periods, in seconds": {
+        "lease": "How long a claimed task stays with a worker that says nothing.",
+        "lease_renewal": "How often leases are renewed, in bulk; at most half of `STREAMAPP_LEASE`.",
+        "session_timeout": "After this silence Kafka gives a worker's partitions to others.",
+        "heartbeat_interval": "How often the group hears from this process.",
+        "commit_interval": "How often offsets are committed.",
+        "drain": "How long a stopping worker may finish what it draws; the rest is handed back.",
+        "window": "How long a worker gathers tasks for one batch when the engine has no room at once.",
+        "status_interval": "Shortest pause between two status records of a worker.",
+        "status_keepalive": "Longest pause between two status records of a worker.",
+        "worker_silence": "A worker silent for this long leaves the status tables.",
+        "engine_start": "How long the engine may take to become ready.",
+        "reconcile_interval": "How often rows whose message got lost are looked for.",
+    },
+    "Limits": {
+        "lookahead": "Most jobs that one worker holds; priorities and fairness end where it ends.",
+        "max_queued": "Above this many waiting tasks a submit is answered 429.",
+        "max_attempts": "After this many failed attempts a task goes to the dead letters.",
+        "max_images": "Most pictures of one task.",
+        "max_prompt_chars": "Longest prompt.",
+        "max_request_bytes": "Largest request body.",
+        "max_message_bytes": "Largest record on a topic.",
+        "deadline_urgent": "A P0 or P1 task that has not started after this long expires.",
+        "deadline_normal": "The same for P2 and P3.",
+    },
+    "Web and logs": {
+        "allow_private_callbacks": "Allow `callback_url` to point at private addresses.",
+        "api_keys": "Keys that the API accepts, separated by commas. Required when `STREAMAPP_HOST` is public.",
+        "log_level": "Least severe line that is written; `debug` also lets Faust and the drivers speak.",
+        "log_format": "`text` for people, `json` for a log store.",
+    },
+}
+
+HEAD = f"""# Settings
+
+Generated by `streamapp settings --markdown`; do not edit by hand.
+
+Every setting is an environment variable `{PREFIX}…`, or the same name in lower case without the prefix in a TOML
+file: the one named by `{PREFIX}CONFIG`, else `./streamapp.toml`. The environment wins over the file. A variable that
+is unknown or malformed stops the start with a sentence. `streamapp settings` shows what is in force.
+"""
+
+
+def reference() -> str:
+    """The page as markdown, from the fields and defaults of :class:`Settings`."""
+    parts = [HEAD]
+    for section, settings in MEANING.items():
+        parts.append(f"\n## {section}\n\n| setting | values | default | meaning |\n| --- | --- | --- | --- |\n")
+        for name, meaning in settings.items():
+            field = Settings.model_fields[name]
+            cells = (f"`{PREFIX}{name.upper()}`", _values(field), _default(name, field), meaning)
+            parts.append(f"| {' | '.join(cells)} |\n")
+    return "".join(parts)
+
+
+def effective(settings: Settings) -> dict[str, tuple[Any, bool]]:
+    """Every setting by its variable: value with secrets hidden, and whether it was given."""
+    shown: dict[str, tuple[Any, bool]] = {}
+    derived = {"database": settings.database_url, "storage": settings.storage_url, "data_dir": settings.data_path}
+    for name in Settings.model_fields:
+        value = derived.get(name, getattr(settings, name))
+        secret = SECRET_NAME.search(name) or isinstance(value, SecretStr)
+        shown[PREFIX + name.upper()] = (
+            HIDDEN if secret and value else scrub(list(value) if isinstance(value, tuple) else value),
+            name in settings.model_fields_set,
+        )
+    return shown
+
+
+def _values(field: FieldInfo) -> str:
+    """What may be given, in a word or two."""
+    words = _words(field.annotation)
+    limits = [f"{symbol} {_number(bound)}" for symbol, bound in _bounds(field) if bound is not None]
+    return " or ".join(words) + (f", {', '.join(limits)}" if limits else "")
+
+
+def _words(kind: Any) -> list[str]:
+    if isinstance(kind, type):
+        plain = {bool: "true/false", int: "whole number", float: "number", tuple: "list"}
+        return [] if kind is type(None) else [plain.get(kind, "text")]
+    arguments = get_args(kind)
+    if arguments and all(isinstance(argument, str) for argument in arguments):
+        return [f"`{argument}`" for argument in arguments]
+    if getattr(kind, "__origin__", None) is tuple:
+        return ["list"]
+    found = [word for argument in arguments if not _is_metadata(argument) for word in _words(argument)]
+    return found or ["text"]
+
+
+def _is_metadata(argument: Any) -> bool:
+    return isinstance(argument, FieldInfo) or argument is type(None)
+
+
+def _bounds(field: FieldInfo) -> list[tuple[str, Any]]:
+    metadata = list(field.metadata)
+    for argument in get_args(field.annotation):
+        for inner in getattr(argument, "__metadata__", ()):
+            metadata += inner.metadata if isinstance(inner, FieldInfo) else [inner]
+    symbols = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
+    return [
+        (symbol, getattr(item, attribute))
+        for item in metadata
+        for attribute, symbol in symbols
+        if hasattr(item, attribute)
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if abs(value) < 1_000_000 else str(value)
+
+
+def _default(name: str, field: FieldInfo) -> str:
+    if field.default_factory is not None:
+        return "made up"
+    default = field.default
+    if default is None or default in ("", ()):
+        return "not set"
+    text = ",".join(str(part) for part in default) if isinstance(default, tuple) else str(default)
+    return f"`{text.lower() if isinstance(default, bool) else text}`"
