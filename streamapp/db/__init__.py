@@ -1,0 +1,54 @@
+"""Tasks, their delivery and the registry of models in SQLite or MySQL: the truth about every task."""
+
+from streamapp.db.claims import Claims
+from streamapp.db.database import Database, open_database
+from streamapp.db.delivery import Delivery
+from streamapp.db.registry import Registry
+from streamapp.db.rows import (
+    Callback,
+    Cancel,
+    DueTask,
+    End,
+    Event,
+    Glimpse,
+    Held,
+    ImageRow,
+    LoraRow,
+    Lost,
+    ModelRow,
+    NewTask,
+    Produced,
+    TaskRow,
+)
+from streamapp.db.states import ENDED, LIVE, State, may
+from streamapp.db.tasks import Tasks
+from streamapp.db.upgrade import revision, upgrade
+
+__all__ = [
+    "ENDED",
+    "LIVE",
+    "Callback",
+    "Cancel",
+    "Claims",
+    "Database",
+    "Delivery",
+    "DueTask",
+    "End",
+    "Event",
+    "Glimpse",
+    "Held",
+    "ImageRow",
+    "LoraRow",
+    "Lost",
+    "ModelRow",
+    "NewTask",
+    "Produced",
+    "Registry",
+    "State",
+    "TaskRow",
+    "Tasks",
+    "may",
+    "open_database",
+    "revision",
+    "upgrade",
+]

@@ -1,0 +1,184 @@
+"""The outbox's side: what has to reach the broker, and where it went."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from sqlalchemy import Connection, delete, insert, or_, select, union_all, update
+from sqlalchemy.exc import IntegrityError
+
+from streamapp.db.claims import CANCELLED_ERROR, Claims, idle, orphaned, released
+from streamapp.db.database import Database
+from streamapp.db.endings import chunks, each, end_rows, lock_rows, update_tasks
+from streamapp.db.rows import Callback, DueTask, Event, Lost, Produced, task_row
+from streamapp.db.schema import callbacks, leases, now_ms, outbox, tasks
+from streamapp.db.states import LIVE, State
+
+PRIORITIES = range(4)
+
+
+class Delivery:
+    """Messages, events and callbacks between the rows and the world; every call is bounded by its ``limit``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._claims = Claims(database)
+
+    async def due(self, limit: int) -> list[DueTask]:
+        """Queued tasks to produce now, by priority, then age (for a retry: since when it is due)."""
+        c = tasks.c
+
+        def work(connection: Connection) -> list[DueTask]:
+            found: list[DueTask] = []
+            # A query per priority walks the index in order and stops at the limit, whatever waits behind.
+            for priority in PRIORITIES:
+                lane = (c.priority == priority, c.produce_at <= now_ms(), c.state == State.QUEUED)
+                oldest = select(tasks).where(*lane).order_by(c.produce_at).limit(limit - len(found))
+                found += [task_row(row) for row in connection.execute(oldest)]
+                if len(found) >= limit:
+                    break
+            return sorted(found, key=lambda row: (row.priority, row.submitted_at, row.id))
+
+        return await self._database.read(work)
+
+    async def mark_produced(self, produced: Sequence[Produced]) -> None:
+        """Note where messages went. A task that waits for a retry by now keeps its date: the message was an older one."""
+        last = {item.task_id: item for item in produced}
+        c = tasks.c
+        pending = (
+            c.produce_at.is_not(None),
+            c.state.in_(sorted(LIVE)),
+            or_(c.not_before.is_(None), c.not_before <= now_ms()),
+        )
+
+        def work(connection: Connection) -> None:
+            for part in chunks(sorted(last)):
+                places = [last[task_id] for task_id in part]
+                values = {
+                    c.topic: each(c.topic, {place.task_id: place.topic for place in places}),
+                    c.partition: each(c.partition, {place.task_id: place.partition for place in places}),
+                    c.offset: each(c.offset, {place.task_id: place.offset for place in places}),
+                    c.produce_at: None,
+                }
+                connection.execute(update_tasks(part).where(*pending).values(values))
+
+        if last:
+            await self._database.write(work)
+
+    async def events(self, limit: int) -> list[Event]:
+        """Events not sent yet, oldest first."""
+        oldest = select(outbox.c.seq, outbox.c.body, outbox.c.key).order_by(outbox.c.seq).limit(limit)
+        rows = await self._database.read(lambda connection: connection.execute(oldest).all())
+        return [Event(seq, body.encode(), key) for seq, body, key in rows]
+
+    async def mark_events_sent(self, seqs: Collection[int]) -> None:
+        """Forget events that are on their topic."""
+        gone = delete(outbox).where(outbox.c.seq.in_(sorted(seqs)))
+        if seqs:
+            await self._database.write(lambda connection: connection.execute(gone).rowcount)
+
+    async def lease(self, name: str, holder: str, seconds: float) -> bool:
+        """Take or renew the right to do the job ``name`` alone; whether ``holder`` has it now."""
+        c, until = leases.c, now_ms() + int(seconds * 1000)
+        taken = (
+            update(leases)
+            .where(c.name == name, or_(c.holder == holder, c.until < now_ms()))
+            .values({c.holder: holder, c.until: until})
+        )
+
+        def work(connection: Connection) -> bool:
+            if connection.execute(taken).rowcount:
+                return True
+            if connection.scalar(select(c.name).where(c.name == name)) is not None:
+                return False
+            connection.execute(insert(leases).values({c.name: name, c.holder: holder, c.until: until}))
+            return True
+
+        try:
+            return await self._database.write(work)
+        except IntegrityError:  # somebody else was first to insert the row
+            return False
+
+    async def release(self, name: str, holder: str) -> None:
+        """Give the job up, so that another process has it at once."""
+        gone = delete(leases).where(leases.c.name == name, leases.c.holder == holder)
+        await self._database.write(lambda connection: connection.execute(gone).rowcount)
+
+    async def lost_candidates(self, after_id: str, limit: int, older_than_s: float) -> list[Lost]:
+        """Live tasks, by id, that were produced and that nobody holds: is their message still to come?"""
+        c = tasks.c
+        columns = (c.id, c.topic, c.partition, c.offset)
+        old = (c.id > after_id, c.submitted_at < now_ms() - int(older_than_s * 1000))
+        waiting = select(*columns).where(*old, c.state == State.QUEUED, c.produce_at.is_(None))
+        abandoned = select(*columns).where(*old, orphaned())
+        # Two walks along (state, id), each stopping at the limit.
+        parts = [select(part.order_by(c.id).limit(limit).subquery()) for part in (waiting, abandoned)]
+        both = union_all(*parts).subquery()
+        merged = select(both).order_by(both.c.id).limit(limit)
+        rows = await self._database.read(lambda connection: connection.execute(merged).all())
+        return [Lost(*row) for row in rows]
+
+    async def requeue(self, ids: Collection[str]) -> int:
+        """Produce lost tasks again, at their old place in the order; how many were still lost.
+
+        A lease that ran out ends here: the task is queued again, and its attempt counts. One that shall be cancelled
+        ends as cancelled.
+        """
+        c = tasks.c
+
+        def work(connection: Connection) -> int:
+            rows, now = lock_rows(connection, ids)
+            lost = [row for row in rows.values() if idle(row, now) and not (row.state is State.QUEUED and row.produce_at)]
+            end_rows(connection, (row for row in lost if row.cancel_requested), State.CANCELLED, now, CANCELLED_ERROR)
+            again = {row.id for row in lost if not row.cancel_requested}
+            if again:
+                values = {
+                    c.state: State.QUEUED.value,
+                    c.claim_token: None,
+                    c.progress: 0.0,
+                    # Due at once, and before everything younger.
+                    c.produce_at: c.submitted_at,
+                    c.version: c.version + 1,
+                    **released(),
+                }
+                connection.execute(update_tasks(again).where(c.state.in_(sorted(LIVE))).values(values))
+            return len(again)
+
+        return await self._database.write(work) if ids else 0
+
+    async def expire_overdue(self, limit: int) -> set[str]:
+        """End tasks past their deadline that nobody draws, wherever their messages are; the ids that ended."""
+        c = tasks.c
+        waiting = select(c.id).where(c.state == State.QUEUED, c.deadline_at <= now_ms())
+        abandoned = select(c.id).where(orphaned(), c.deadline_at <= now_ms())
+        parts = [select(part.order_by(c.deadline_at).limit(limit).subquery()) for part in (waiting, abandoned)]
+        ids = await self._database.read(lambda connection: list(connection.scalars(union_all(*parts))))
+        return await self._claims.expire(ids[:limit])
+
+    async def due_callbacks(self, limit: int, hold_s: float) -> list[Callback]:
+        """Webhooks to deliver now. They are not due again for ``hold_s`` seconds, in case this process dies."""
+        c = callbacks.c
+        columns = (c.event_id, c.task_id, c.url, c.body, c.attempts, c.created_at)
+        oldest = select(*columns).where(c.next_at <= now_ms()).order_by(c.next_at).limit(limit)
+
+        def work(connection: Connection) -> list[Callback]:
+            rows = connection.execute(oldest.with_for_update(skip_locked=True)).all()
+            if rows:
+                held = {c.next_at: now_ms() + int(hold_s * 1000), c.attempts: c.attempts + 1}
+                connection.execute(update(callbacks).where(c.event_id.in_(sorted(row[0] for row in rows))).values(held))
+            return [Callback(row[0], row[1], row[2], row[3].encode(), row[4] + 1, row[5]) for row in rows]
+
+        return await self._database.write(work)
+
+    async def end_callback(self, event_id: str, error: str | None = None) -> None:
+        """A webhook is delivered, or given up with an ``error``."""
+        c = callbacks.c
+        ended = update(callbacks).where(c.event_id == event_id).values({c.next_at: None, c.ended_at: now_ms(), c.error: error})
+        await self._database.write(lambda connection: connection.execute(ended).rowcount)
+
+    async def delay_callback(self, event_id: str, delay_s: float, error: str) -> None:
+        """A webhook failed: try again ``delay_s`` seconds from now."""
+        c = callbacks.c
+        later = {c.next_at: now_ms() + int(delay_s * 1000), c.error: error}
+        statement = update(callbacks).where(c.event_id == event_id).values(later)
+        await self._database.write(lambda connection: connection.execute(statement).rowcount)

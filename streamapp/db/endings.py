@@ -1,0 +1,161 @@
+"""How tasks change hands inside a transaction: lock, decide, compare-and-set.
+
+Everything that ends a task goes through :func:`write_endings`, so an end always comes with its event and its callback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, Update, case, insert, literal, select, update
+
+from streamapp.db.events import ended_without_result, event_id, write_callbacks, write_events
+from streamapp.db.rows import ImageRow, TaskRow, dump, task_row
+from streamapp.db.schema import images, now_ms, tasks
+from streamapp.db.states import State, sources
+from streamapp.records import TaskEvent
+
+T = TypeVar("T")
+
+#: Rows of one UPDATE with a CASE: the database compares every row with every branch.
+CHUNK = 100
+
+
+class Moved(RuntimeError):
+    """A locked row changed under its lock: the transaction is rolled back; never seen with a sound database."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """One task's end, decided; ``version`` is the locked row's."""
+
+    task_id: str
+    version: int
+    state: State
+    event: TaskEvent
+    callback_url: str | None
+    images: Sequence[ImageRow] = ()
+    error: Mapping[str, Any] | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    token: str | None = None
+
+
+def chunks(items: Sequence[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
+    """``items`` in pieces of at most ``size``."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def update_tasks(ids: Collection[str]) -> Update:
+    """An UPDATE of rows by id. The hint keeps MySQL from walking (and locking) a state index instead of the key."""
+    hinted = update(tasks).with_hint("FORCE INDEX (PRIMARY)", dialect_name="mysql")
+    return hinted.where(tasks.c.id.in_(sorted(ids)))
+
+
+def locked(statement: Select[Any], ids: Collection[str]) -> Select[Any]:
+    """Rows by id, sorted and locked (SQLite's writer holds the lock of the whole file already)."""
+    hinted = statement.with_hint(tasks, "FORCE INDEX (PRIMARY)", dialect_name="mysql")
+    return hinted.where(tasks.c.id.in_(sorted(ids))).order_by(tasks.c.id).with_for_update()
+
+
+def lock_rows(connection: Connection, ids: Collection[str]) -> tuple[dict[str, TaskRow], int]:
+    """The rows of ``ids``, locked, and the database's clock."""
+    found = connection.execute(locked(select(tasks, now_ms().label("now")), ids)).all() if ids else []
+    return {row.id: task_row(row) for row in found}, found[0].now if found else 0
+
+
+def lock_facts(connection: Connection, ids: Collection[str]) -> tuple[dict[str, Row[Any]], int]:
+    """The few columns that a decision about ``ids`` needs, locked, and the database's clock."""
+    c = tasks.c
+    columns = (c.id, c.state, c.claim_token, c.cancel_requested, c.version, c.callback_url)
+    found = connection.execute(locked(select(*columns, now_ms().label("now")), ids)).all() if ids else []
+    return {row.id: row for row in found}, found[0].now if found else 0
+
+
+def each(column: ColumnElement[Any], values: Mapping[str, Any]) -> ColumnElement[Any]:
+    """``column``'s value by task id, as one CASE expression."""
+    branches = {task_id: literal(value, column.type) for task_id, value in sorted(values.items())}
+    return case(branches, value=tasks.c.id, else_=column)
+
+
+def write_endings(connection: Connection, endings: Iterable[Ending], now: int) -> None:
+    """End locked rows: state, pictures, events, callbacks. Raises :class:`Moved` if a row is not as it was locked."""
+    todo = sorted(endings, key=lambda ending: ending.task_id)
+    for part in chunks(todo):
+        _end_rows(connection, part, now)
+    pictures = [_image_values(image) for ending in todo for image in ending.images]
+    if pictures:
+        connection.execute(insert(images), pictures)
+    told = [(ending.callback_url, _stamped(ending, now)) for ending in todo]
+    write_events(connection, (event for _, event in told))
+    write_callbacks(connection, ((url, event) for url, event in told if url))
+
+
+def _stamped(ending: Ending, now: int) -> TaskEvent:
+    """The event with what only the database knows: its time and its number."""
+    return ending.event.model_copy(update={"at": now, "event_id": event_id(ending.task_id, ending.version + 1)})
+
+
+def _end_rows(connection: Connection, endings: Sequence[Ending], now: int) -> None:
+    """One UPDATE for up to :data:`CHUNK` rows, compared and set by its row count."""
+    c = tasks.c
+    by_id = {ending.task_id: ending for ending in endings}
+    done = {task_id for task_id, ending in by_id.items() if ending.state is State.SUCCEEDED}
+    values: dict[Any, Any] = {
+        c.state: each(c.state, {i: ending.state.value for i, ending in by_id.items()}),
+        c.error: each(c.error, {i: None if e.error is None else dump(e.error) for i, e in by_id.items()}),
+        c.timings: each(c.timings, {i: dump(ending.timings) for i, ending in by_id.items()}),
+        # Kept for a claim that ended its own task, so that a repeated finish is recognised.
+        c.claim_token: each(c.claim_token, {i: ending.token for i, ending in by_id.items()}),
+        c.ended_at: now,
+        c.lease_until: None,
+        c.not_before: None,
+        c.produce_at: None,
+        c.version: c.version + 1,
+    }
+    if done:
+        values[c.progress] = each(c.progress, dict.fromkeys(done, 1.0))
+    legal = sources({ending.state for ending in endings})
+    changed = connection.execute(update_tasks(by_id).where(c.state.in_(legal)).values(values)).rowcount
+    if changed != len(by_id):
+        raise Moved(f"{changed} of {len(by_id)} locked tasks could end")
+
+
+def _image_values(image: ImageRow) -> dict[str, Any]:
+    """A picture's columns."""
+    return {
+        "task_id": image.task_id,
+        "idx": image.idx,
+        "key": image.key,
+        "content_type": image.content_type,
+        "bytes": image.bytes,
+        "width": image.width,
+        "height": image.height,
+        "seed": image.seed,
+        "digest": image.digest,
+        "recipe": dump(image.recipe),
+    }
+
+
+def end_rows(
+    connection: Connection, rows: Iterable[TaskRow], state: State, now: int, error: Mapping[str, Any] | None = None
+) -> None:
+    """End locked rows that no worker finishes, in one state and for one reason."""
+    write_endings(
+        connection,
+        [
+            Ending(
+                row.id,
+                row.version,
+                state,
+                ended_without_result(row, state, now, None if error is None else str(error["code"])),
+                row.callback_url,
+                error=error,
+                timings={"queue": round((now - row.submitted_at) / 1000, 3)},
+            )
+            for row in rows
+        ],
+        now,
+    )

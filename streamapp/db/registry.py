@@ -1,0 +1,102 @@
+"""Which checkpoints and LoRAs are known here."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import orjson
+from sqlalchemy import Connection, Row, Table, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from streamapp.db.database import Database
+from streamapp.db.rows import LoraRow, ModelRow, dump
+from streamapp.db.schema import loras, models, now_ms
+
+W = TypeVar("W", ModelRow, LoraRow)
+
+
+class Registry:
+    """The ``models`` and ``loras`` tables; a name may have several versions, the newest is meant by the name alone."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def models(self) -> list[ModelRow]:
+        """Every checkpoint, by name and version."""
+        return await self._all(models, ModelRow)
+
+    async def model(self, name: str, version: str | None = None) -> ModelRow | None:
+        """One checkpoint, by default its last added version."""
+        return await self._one(models, ModelRow, name, version)
+
+    async def add_model(self, row: ModelRow) -> None:
+        """Add a checkpoint, or replace the facts about this name and version."""
+        await self._add(models, row)
+
+    async def touch_model(self, name: str) -> None:
+        """Note that a checkpoint was used now."""
+        await self._touch(models, name)
+
+    async def loras(self) -> list[LoraRow]:
+        """Every LoRA, by name and version."""
+        return await self._all(loras, LoraRow)
+
+    async def lora(self, name: str, version: str | None = None) -> LoraRow | None:
+        """One LoRA, by default its last added version."""
+        return await self._one(loras, LoraRow, name, version)
+
+    async def add_lora(self, row: LoraRow) -> None:
+        """Add a LoRA, or replace the facts about this name and version."""
+        await self._add(loras, row)
+
+    async def touch_lora(self, name: str) -> None:
+        """Note that a LoRA was used now."""
+        await self._touch(loras, name)
+
+    async def _all(self, table: Table, kind: type[W]) -> list[W]:
+        ordered = select(table).order_by(table.c.name, table.c.version)
+        rows = await self._database.read(lambda connection: connection.execute(ordered).all())
+        return [_weights(kind, row) for row in rows]
+
+    async def _one(self, table: Table, kind: type[W], name: str, version: str | None) -> W | None:
+        c = table.c
+        newest = select(table).where(c.name == name).order_by(c.added_at.desc(), c.version.desc()).limit(1)
+        if version is not None:
+            newest = newest.where(c.version == version)
+        row = await self._database.read(lambda connection: connection.execute(newest).first())
+        return None if row is None else _weights(kind, row)
+
+    async def _add(self, table: Table, row: ModelRow | LoraRow) -> None:
+        c = table.c
+        facts: dict[Any, Any] = {
+            c.family: row.family,
+            c.source: row.source,
+            c.path: row.path,
+            c.digest: row.digest,
+            c.size: row.size,
+            c.traits: dump(row.traits),
+        }
+
+        def work(connection: Connection) -> None:
+            known = select(c.name).where(c.name == row.name, c.version == row.version).with_for_update()
+            if connection.scalar(known) is not None:
+                connection.execute(update(table).where(c.name == row.name, c.version == row.version).values(facts))
+                return
+            new = {c.name: row.name, c.version: row.version, c.added_at: now_ms(), c.last_used_at: row.last_used_at}
+            connection.execute(insert(table).values({**new, **facts}))
+
+        try:
+            await self._database.write(work)
+        except IntegrityError:  # somebody else inserted it in between: now it is there to be updated
+            await self._database.write(work)
+
+    async def _touch(self, table: Table, name: str) -> None:
+        used = update(table).where(table.c.name == name).values({table.c.last_used_at: now_ms()})
+        await self._database.write(lambda connection: connection.execute(used).rowcount)
+
+
+def _weights(kind: type[W], row: Row[Any]) -> W:
+    """A row of either table as a value."""
+    return kind(
+        row.name, row.version, row.family, row.source, row.path, row.digest, row.size, orjson.loads(row.traits), row.last_used_at
+    )

@@ -1,0 +1,93 @@
+"""Bring a database to the schema of this release; safe to run from several processes at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from streamapp.db.database import Database, open_database
+from streamapp.db.failures import Meaning, meaning, unavailable
+from streamapp.errors import Unavailable
+
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+#: Seconds to wait for another process's upgrade.
+TURN: Final = 120
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    """Alembic's configuration; the scripts lie in the package, so it works wherever that is installed."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+async def upgrade(url: str) -> None:
+    """Create or upgrade the tables; returns at once when they are current, waits while another process is at it.
+
+    Raises:
+        Unavailable: the database does not answer, or another upgrade took more than two minutes.
+    """
+    database = open_database(url)
+    await database.start()
+    try:
+        for attempt in range(20):
+            try:
+                async with _turn(database) as connection:
+                    await connection.run_sync(_run)
+                return
+            except Exception as error:  # classified, and raised again unless it is known
+                kind = meaning(error)
+                # Turning a new file to WAL mode ignores SQLite's busy time-out.
+                if kind is not Meaning.COLLISION and kind is not Meaning.MISTAKE or attempt == 19:
+                    raise unavailable(error, database.name) from error
+                if kind is Meaning.MISTAKE:
+                    raise
+            await asyncio.sleep(0.05 * (attempt + 1))
+    finally:
+        await database.close()
+
+
+async def revision(url: str) -> str | None:
+    """The schema's revision, ``None`` for an empty database."""
+    database = open_database(url)
+    await database.start()
+    try:
+        return await database.read(lambda connection: MigrationContext.configure(connection).get_current_revision())
+    finally:
+        await database.close()
+
+
+def _run(connection: Connection) -> None:
+    """Upgrade over a connection that has its turn."""
+    command.upgrade(alembic_config(connection), "head")
+
+
+@asynccontextmanager
+async def _turn(database: Database) -> AsyncIterator[AsyncConnection]:
+    """A connection while no other process upgrades this database."""
+    _, writer = database.engines
+    if database.sqlite:
+        # BEGIN IMMEDIATE is the turn: DDL is transactional here, and the next one finds the tables made.
+        async with writer.begin() as connection:
+            yield connection
+        return
+    # DDL commits by itself on MySQL: the turn is a named lock, held by a connection that does nothing else.
+    async with writer.connect() as guard, writer.connect() as connection:
+        name = f"streamapp_upgrade:{database.url.database}"[:64]
+        if not await guard.scalar(text("SELECT GET_LOCK(:name, :turn)"), {"name": name, "turn": TURN}):
+            raise Unavailable("another process has been upgrading the database for two minutes", retry_after=60)
+        try:
+            yield connection
+        finally:
+            await guard.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": name})
