@@ -173,12 +173,15 @@ async def _asked(name: str, address: str, question: Callable[[], Awaitable[str]]
     except TimeoutError:
         return Check(name, False, f"{prefix}no answer in {PATIENCE_S:.0f} s", advice)
     except AppError as error:
-        return Check(name, False, f"{prefix}{scrub(error.message)}", advice)
+        return Check(name, False, scrub(error.message), advice)
 
 
 def _database(settings: Settings) -> Callable[[], Awaitable[str]]:
     async def ask() -> str:
-        from streamapp.db import head, open_database, revision
+        from alembic.script import ScriptDirectory
+
+        from streamapp.db import open_database, revision
+        from streamapp.db.upgrade import alembic_config
 
         if settings.database_url.startswith("sqlite") and not _sqlite_file(settings).exists():
             return "will be created at the first start"
@@ -188,7 +191,10 @@ def _database(settings: Settings) -> Callable[[], Awaitable[str]]:
             await database.ping()
         finally:
             await database.close()
-        current, newest = await revision(settings.database_url), head()
+        current, newest = (
+            await revision(settings.database_url),
+            ScriptDirectory.from_config(alembic_config()).get_current_head(),
+        )
         if current != newest:
             raise Missing(f"tables are at {current or 'nothing'}, the code wants {newest}", "`streamapp db upgrade`")
         return f"answers, tables at {current}"
@@ -200,6 +206,9 @@ def _storage(settings: Settings) -> Callable[[], Awaitable[str]]:
     async def ask() -> str:
         from streamapp.storage import open_storage
 
+        folder = Path(settings.storage_url.removeprefix("file://"))
+        if settings.storage_url.startswith("file:") and not folder.exists():
+            return "will be created at the first start"
         storage = open_storage(settings)
         await storage.start()
         try:

@@ -6,6 +6,7 @@ that ``streamapp --help`` does not wait for Faust, SQLAlchemy or torch.
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,8 +16,8 @@ import click
 from streamapp.cli import models, operate, service, tasks
 from streamapp.errors import AppError, ConfigError, InvalidRequest, NotFound
 
-#: Exit codes, as docs/operations.md lists them. 2 is click's own for wrong usage.
-DONE, FAILED, USAGE, UNREACHABLE, NO_PICTURE = 0, 1, 2, 3, 4
+#: Exit codes beside 0 and tasks.NO_PICTURE, as docs/operations.md lists them; 2 is click's own for wrong usage.
+FAILED, USAGE, UNREACHABLE = 1, 2, 3
 
 EPILOG = """\b
 Exit codes: 0 done, 1 failed or (doctor) something is missing, 2 wrong usage or a bad setting,
@@ -68,6 +69,9 @@ def _version(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Say the version.")
 def main() -> None:
     """Images from words, as one elastic service: run it, use it, look after it."""
+    # What a driver logs about a failed connection is said by our own sentence; a role sets up real logging.
+    if not logging.getLogger().handlers:
+        logging.getLogger().addHandler(logging.NullHandler())
 
 
 for command in (
