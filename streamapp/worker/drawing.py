@@ -1,0 +1,81 @@
+"""What the worker asks of an engine, in the worker's own words: orders go in, progress and pictures come out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from streamapp.db import LoraRow, ModelRow, TaskRow
+from streamapp.errors import AppError
+
+
+class EngineCrashed(AppError):
+    """The engine's process died while it drew; ``details["suspects"]`` are the ids of the tasks it was drawing."""
+
+    code = "engine_crashed"
+    retryable = True
+
+
+@dataclass(frozen=True)
+class Order:
+    """One claimed task with the weights it needs, as files."""
+
+    row: TaskRow
+    model: ModelRow
+    model_path: Path
+    loras: tuple[tuple[LoraRow, Path, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Share of the order's denoising that is done, 0..1."""
+
+    share: float
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One finished picture as the engine made it; ``seconds`` by stage (load, encode, denoise, decode)."""
+
+    index: int
+    picture: Any
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class Drawing(Protocol):
+    """An engine as the worker uses it."""
+
+    @property
+    def state(self) -> str:
+        """``starting``, ``ready``, ``restarting``, ``failed`` or ``closed``."""
+
+    @property
+    def running(self) -> int:
+        """Samples in the engine."""
+
+    @property
+    def checkpoints(self) -> Mapping[str, str]:
+        """Resident checkpoints by name, with their tier."""
+
+    @property
+    def loras(self) -> Mapping[str, str]:
+        """Resident LoRAs by name, with their tier."""
+
+    async def start(self) -> None:
+        """Begin to start; returns at once or when ready."""
+
+    async def close(self) -> None:
+        """End the engine's process."""
+
+    def room(self, row_or_message: Any) -> int:
+        """Samples of this task's model and shape that may join now."""
+
+    def draw(self, order: Order) -> AsyncIterator[Progress | Drawn]:
+        """Draw all images of an order; closing the iterator cancels what is left.
+
+        Raises:
+            EngineCrashed: the engine died meanwhile.
+            AppError: the order cannot be drawn.
+        """

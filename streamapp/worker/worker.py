@@ -1,0 +1,294 @@
+"""The worker: takes deliveries into the Backlog, and on each wake-up lets what should join next join the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Set
+from typing import Any
+
+from streamapp.broker.record import TP
+from streamapp.clock import Clock
+from streamapp.db import ENDED, Claims, Held, State, TaskRow
+from streamapp.errors import Unavailable
+from streamapp.records import DeadLetter, TaskMessage
+from streamapp.scheduling.cost import Rates
+from streamapp.settings import Settings
+from streamapp.telemetry import get_logger
+from streamapp.worker.backlog import Backlog, Job, Phase, Receipt
+from streamapp.worker.claimed import Lives, Publish, Why
+from streamapp.worker.drawing import Drawing, Order
+from streamapp.worker.finisher import Finisher
+from streamapp.worker.leases import Leases
+from streamapp.worker.spool import Spool
+
+log = get_logger(__name__)
+#: Jobs looked up in the database, and claimed, by one statement.
+LOOK, CLAIM = 500, 64
+#: How long a job is left alone whose lease somebody else holds, at least, in seconds.
+LEAST_HOLD = 0.5
+
+
+class Worker:
+    """One GPU's worth of jobs. ``wake`` may be called from anywhere on the loop; ``window`` by one task only."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        claims: Claims,
+        drawing: Drawing,
+        spool: Spool,
+        clock: Clock,
+        order: Callable[[TaskRow], Awaitable[Order]],
+        publish: Publish,
+        dead_letter: Callable[[DeadLetter], Awaitable[None]],
+        release: Callable[[TP], object] = lambda tp: None,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.settings = settings
+        self.claims = claims
+        self.drawing = drawing
+        self.spool = spool
+        self.clock = clock
+        self.rates = Rates()
+        self.backlog = Backlog(settings.lookahead, release)
+        self.draining = False
+        self.crowded = False  # the last turn ended because the engine was full
+        self.owned: frozenset[TP] = frozenset()
+        self.woken = asyncio.Event()
+        self._changed = changed
+        self._finisher = Finisher(claims)
+        self.lives = Lives(
+            worker_id=settings.worker_id,
+            backlog=self.backlog,
+            claims=claims,
+            drawing=drawing,
+            finisher=self._finisher,
+            rates=self.rates,
+            clock=clock,
+            order=order,
+            publish=publish,
+            dead_letter=dead_letter,
+            changed=self.wake,
+        )
+        self._leases = Leases(claims, self.lives.running, settings.lease, settings.lease_renewal)
+        self._window_lock = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Start heartbeat, result writer and engine."""
+        self._finisher.start()
+        self._leases.start()
+        await self.drawing.start()
+
+    async def close(self) -> None:
+        """Stop everything; call :meth:`drain` before, else running jobs wait for their leases to run out."""
+        self.draining = True
+        for claimed in list(self.lives.running.values()):
+            if claimed.task is not None:
+                claimed.task.cancel()
+        await self._leases.close()
+        await self._finisher.close()
+        await self.drawing.close()
+
+    # What comes in.
+    def receive(self, message: TaskMessage, receipt: Receipt, now: float) -> None:
+        """A delivery from a task topic."""
+        if self.backlog.add(message, receipt, now):
+            self.wake()
+
+    async def assigned(self, owned: Set[TP]) -> None:
+        """A rebalance ended: unstarted jobs of partitions that went elsewhere leave; what runs, runs on."""
+        self.owned = frozenset(owned)
+        dropped = self.backlog.drop_partitions(owned)
+        log.info("partitions assigned", action="assigned", partitions=len(owned), dropped=dropped, held=len(self.backlog))
+        self.wake()
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        self.woken.set()
+        self._changed()
+
+    # What goes on.
+    async def window(self) -> None:
+        """One turn: end what is too late, let join what should, look up what came; quiet while the database is away."""
+        async with self._window_lock:
+            await self.clock.sync()
+            await self._expire()
+            for job in self.backlog.due(time.monotonic()):
+                self.backlog.wait(job)  # the claim tells whether it is free now
+            await self._join()
+            await self._look(self.backlog.fresh(LOOK))
+
+    async def _expire(self) -> None:
+        late = self.backlog.overdue(self.clock.now())
+        for start in range(0, len(late), LOOK):
+            part = late[start : start + LOOK]
+            try:
+                ended = await self.claims.expire([job.task_id for job in part])
+            except Unavailable:
+                for job in part:
+                    self.backlog.hold(job, time.monotonic() + LEAST_HOLD)
+                raise
+            for job in part:
+                if job.task_id in ended:
+                    self.backlog.done(job)
+            await self._look([job for job in part if job.task_id not in ended], again=True)
+
+    async def _look(self, jobs: list[Job], *, again: bool = False) -> None:
+        """Ask the database about jobs: ended ones are acked and dropped, others' are held, the rest wait."""
+        for start in range(0, len(jobs), LOOK):
+            part = jobs[start : start + LOOK]
+            try:
+                seen = await self.claims.glimpse([job.task_id for job in part])
+            except Unavailable:
+                for job in part:
+                    self.backlog.hold(job, time.monotonic() + LEAST_HOLD)
+                raise
+            late = [job for job in part if self._judge(job, seen.get(job.task_id), again=again)]
+            ended = await self.claims.expire([job.task_id for job in late]) if late else set()
+            for job in late:
+                if job.task_id in ended:
+                    self.backlog.done(job)
+
+    def _judge(self, job: Job, held: Held | None, *, again: bool) -> bool:
+        """What one look says about a job that this worker has not claimed; True: it is past its deadline, held."""
+        if job.phase is Phase.RUNNING and job.task_id in self.lives.running:
+            return False
+        if held is None or held.state in ENDED:
+            if held is None:
+                log.warning("a message without a row was dropped", action="row_missing", task_id=job.task_id)
+            self.backlog.done(job)
+            return False
+        lease = held.lease_ms / 1000 if held.state is State.RUNNING else 0.0
+        late = held.deadline_ms is not None and held.deadline_ms <= 0
+        wait = max(lease, held.not_before_ms / 1000)
+        if wait > 0 or late or again:
+            # Also a job that was refused for no reason to be seen rests a moment: it must not spin.
+            self.backlog.hold(job, time.monotonic() + max(wait, LEAST_HOLD))
+        return late and lease <= 0
+
+    # Who joins.
+    async def _join(self) -> None:
+        """Claim and start jobs while the engine has room for them."""
+        while not self.draining:
+            picked = self._pick()
+            if not picked:
+                return
+            try:
+                rows = await self.claims.claim(
+                    [job.task_id for job in picked], self.settings.worker_id, self.settings.lease
+                )
+            except BaseException:
+                for job in picked:
+                    self.backlog.wait(job)
+                raise
+            claimed = {row.id: row for row in rows}
+            for job in picked:
+                row = claimed.get(job.task_id)
+                if row is not None:
+                    await self._start(job, row)
+            await self._look([job for job in picked if job.task_id not in claimed], again=True)
+
+    def _pick(self) -> list[Job]:
+        """The jobs that join now, in the policy's order, taken out of the waiting ones."""
+        now = time.monotonic()
+        self.crowded = False
+        picked: list[Job] = []
+        room: dict[tuple[Any, ...], int] = {}
+        if self.drawing.state != "ready" or self.spool.full:
+            return picked
+        if self.lives.suspects:
+            return self._pick_suspect(now)
+        if any(claimed.job.alone for claimed in self.lives.running.values()):
+            return picked
+        while len(picked) < CLAIM:
+            ticket = self.backlog.waiting.next(now, self.rates.switch)
+            job = None if ticket is None else self.backlog.get(ticket.task_id)
+            if job is None:
+                break
+            params = job.message.params
+            key = (params.model, params.drawn.width, params.drawn.height)
+            left = room[key] if key in room else self.drawing.room(job.message)
+            if left <= 0:
+                self.crowded = True
+                break
+            if job.alone and (picked or self.lives.running):
+                break
+            room[key] = left - params.n
+            self.backlog.start(job, now)
+            picked.append(job)
+            if job.alone:
+                break
+        return picked
+
+    def _pick_suspect(self, now: float) -> list[Job]:
+        """After a crash of the engine: one suspect at a time, with nobody beside it."""
+        if self.lives.running:
+            return []
+        for task_id in sorted(self.lives.suspects):
+            job = self.backlog.get(task_id)
+            if job is None:
+                self.lives.suspects.discard(task_id)
+            elif job.phase is Phase.WAITING:
+                self.backlog.start(job, now)
+                return [job]
+        return []
+
+    async def _start(self, job: Job, row: TaskRow) -> None:
+        """Begin a claimed job, unless its history says that it must be alone and it is not."""
+        known = bool(row.history) and row.history[-1].get("code") == "engine_crashed"
+        if known and not job.alone and self.lives.running:
+            job.alone = True
+            assert row.claim_token is not None
+            await self.claims.hand_back({row.id: row.claim_token})
+            self.backlog.wait(job)
+            return
+        job.alone = job.alone or known
+        self.lives.begin(job, row)
+
+    # The end.
+    async def drain(self, limit: float) -> tuple[int, int]:
+        """Take nothing new, let running jobs finish for ``limit`` seconds, hand the rest back: (finished, handed back).
+
+        Jobs that only waited need nothing: they are not claimed, and their events are not acked.
+        """
+        self.draining = True
+        tasks = [c.task for c in self.lives.running.values() if c.task is not None]
+        finished = 0
+        if tasks:
+            done, _ = await asyncio.wait(tasks, timeout=limit)
+            finished = len(done)
+        left = list(self.lives.running.values())
+        for claimed in left:
+            claimed.stop(Why.DRAIN)
+        if left:
+            await asyncio.wait([c.task for c in left if c.task is not None], timeout=2.0)
+        tokens = {c.row.id: c.token for c in left if c.why is Why.DRAIN}
+        handed: set[str] = set()
+        if tokens:
+            try:
+                handed = await self.claims.hand_back(tokens)
+            except Unavailable as error:
+                log.warning(error.message, action="hand_back_failed", tasks=len(tokens))
+        log.info("drained", action="drained", finished=finished, handed_back=len(handed))
+        return finished, len(handed)
+
+    def facts(self) -> dict[str, Any]:
+        """The part of the status that only the worker knows."""
+        partitions: dict[str, list[int]] = {}
+        for tp in sorted(self.owned):
+            if tp.topic.endswith(("_tasks", "_tasks_urgent")):
+                partitions.setdefault(tp.topic, []).append(tp.partition)
+        return {
+            "engine": self.drawing.state,
+            "running": self.drawing.running,
+            "jobs": len(self.backlog),
+            "full": self.backlog.under_pressure,
+            "backlog": self.backlog.loads(),
+            "partitions": {topic: tuple(numbers) for topic, numbers in partitions.items()},
+            "checkpoints": dict(self.drawing.checkpoints),
+            "loras": dict(self.drawing.loras),
+            "done": self.lives.counts.done,
+            "failed": self.lives.counts.failed,
+        }
