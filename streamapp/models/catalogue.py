@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import orjson
 
@@ -97,9 +97,11 @@ def pocket_words() -> tuple[str, ...]:
 
 
 async def add_file(
-    registry: Registered, settings: Settings, name: str, path: Path, kind: Literal["model", "lora"] | str, family: str
+    registry: Registered, settings: Settings, name: str, path: Path, kind: str, family: str
 ) -> ModelRow | LoraRow:
-    """Register a local ``.safetensors`` file, or a diffusers folder, under ``name``; its digest is its version.
+    """Register a local ``.safetensors`` file, or a diffusers folder; the version is the start of its digest.
+
+    ``kind`` is ``model`` or ``lora``.
 
     What lies outside the data folder's ``models`` is linked into it (copied across file systems), so that the row's
     path holds on every machine that shares the folder.

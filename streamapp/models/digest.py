@@ -1,11 +1,12 @@
-"""One rule for the identity of weights, used by the registry, the recipes and the workers.
+r"""One rule for the identity of weights, used by the registry, the recipes and the workers.
 
 A single file has the SHA-256 of its bytes. A diffusers folder has the SHA-256 of the list that ``sha256sum`` prints
 for ``model_index.json`` and for every ``.safetensors``, ``.json``, ``.txt`` and ``.model`` file in its component
 folders, sorted by path in byte order. Configurations and tokenizers count because they change the picture; cards,
 notices and other files at the top do not. By hand, inside the folder::
 
-    find model_index.json */ -regex '.*\\.\\(safetensors\\|json\\|txt\\|model\\)' | LC_ALL=C sort | xargs sha256sum | sha256sum
+    find model_index.json */ -regex '.*\\.\\(safetensors\\|json\\|txt\\|model\\)' \\
+        | LC_ALL=C sort | xargs sha256sum | sha256sum
 """
 
 from __future__ import annotations

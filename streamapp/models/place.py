@@ -34,7 +34,7 @@ def place(root: Path, path: Path, folder: str, name: str, digest: str) -> Path:
                 _link(part, inside)
         else:
             _link(resolved, whole)
-        os.rename(whole, root / target)
+        whole.rename(root / target)
     return target
 
 
