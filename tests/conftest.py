@@ -13,9 +13,8 @@ from typing import NoReturn, TypeVar
 import pytest
 from playwright.async_api import Page
 
-from tests.servers import S3, Chromium, Kafka, MariaDB, Missing, Server
+from tests.servers import S3, Chromium, Kafka, MariaDB, Missing, Server, network
 from tests.servers import leftovers as processes
-from tests.servers import network
 
 STRICT = "STREAMAPP_TESTS_STRICT"
 #: Why a server could not be had, by name; shown at the end, since a skip is easily overlooked.

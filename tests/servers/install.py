@@ -36,7 +36,9 @@ def exclusive(name: str) -> Iterator[None]:
         yield
 
 
-def command(arguments: Sequence[str | Path], *, what: str, env: dict[str, str] | None = None, within: float = 900) -> str:
+def command(
+    arguments: Sequence[str | Path], *, what: str, env: dict[str, str] | None = None, within: float = 900
+) -> str:
     """Run a finishing command; its output, or :class:`Missing` with the end of what it said."""
     environment = {**os.environ, **(env or {})}
     try:

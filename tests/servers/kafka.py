@@ -58,7 +58,7 @@ def install() -> Path:
         with tempfile.TemporaryDirectory(dir=cache_folder()) as work:
             jars = Path(work) / "jars"
             shutil.copy(POM, Path(work) / "pom.xml")
-            fetch = [maven, "-q", "-B", "-f", Path(work) / "pom.xml"]
+            fetch: list[str | Path] = [maven, "-q", "-B", "-f", Path(work) / "pom.xml"]
             fetch += ["dependency:copy-dependencies", f"-DoutputDirectory={jars}"]
             for attempt in range(1, ATTEMPTS + 1):
                 try:

@@ -22,8 +22,7 @@ class Leftover:
 
 def mark() -> str:
     """Mark this process, so that all it starts from now on can be found."""
-    value = os.environ.setdefault(MARK, secrets.token_hex(8))
-    return value
+    return os.environ.setdefault(MARK, secrets.token_hex(8))
 
 
 def leftovers() -> list[Leftover]:

@@ -120,5 +120,3 @@ class MariaDB(Server):
             # Survives a kill of the process, which is what tests do; only a power cut would lose a second.
             "--innodb-flush-log-at-trx-commit=2",
         ], {}
-
-

@@ -6,23 +6,21 @@ import ipaddress
 import os
 import socket
 import sys
+from functools import cache
 from typing import Any
 
 #: What tests tried to reach outside this machine since it was last cleared.
 attempts: list[str] = []
 
-_installed = False
 
-
+@cache
 def install() -> None:
     """Refuse connections and look-ups beyond loopback from now on, in this process, and note each in ``attempts``.
 
-    An audit hook, since it sees every socket of the interpreter whoever opened it. It cannot be removed again.
+    An audit hook, since it sees every socket of the interpreter whoever opened it. It cannot be removed again,
+    so it is added once however often this is called.
     """
-    global _installed
-    if not _installed:
-        _installed = True
-        sys.addaudithook(_watch)
+    sys.addaudithook(_watch)
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:

@@ -26,10 +26,9 @@ def free_port() -> int:
     """A loopback port nobody listens on right now, outside the ephemeral range."""
     while True:
         port = random.choice(PORTS)
-        with socket.socket() as probe:
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return port
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def listening(port: int) -> bool:
@@ -92,7 +91,8 @@ class Server(ABC):
         Raises :class:`~tests.servers.install.Missing` if its program cannot be had, RuntimeError with the end of
         its log if it does not come up.
         """
-        assert not self.running, f"{self.name} is running"
+        if self.running:
+            raise RuntimeError(f"{self.name} is running already")
         prepared = self.folder / ".prepared"
         if not prepared.exists():
             self._prepare()
@@ -100,7 +100,7 @@ class Server(ABC):
         arguments, extra = self._command()
         with self.log.open("ab") as out:
             # An own session: Ctrl-C in a terminal must reach the fixtures first, not the server.
-            self._process = subprocess.Popen(
+            process = self._process = subprocess.Popen(
                 [str(part) for part in arguments],
                 env={**os.environ, **extra},
                 cwd=self.folder,
@@ -112,7 +112,7 @@ class Server(ABC):
         atexit.register(self.kill)
         end = time.monotonic() + self.start_within
         while not self._answers():
-            if not self.running or time.monotonic() > end:
+            if process.poll() is not None or time.monotonic() > end:
                 self.kill()
                 tail = self.log.read_text(errors="replace")[-3000:]
                 raise RuntimeError(f"{self.name} did not start within {self.start_within:.0f} s:\n{tail}")
