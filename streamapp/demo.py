@@ -26,12 +26,12 @@ from streamapp.errors import AppError
 
 #: Words that the shipped model has learnt, with seeds that show it well.
 PROMPTS: tuple[tuple[str, int], ...] = (
-    ("a cute panda", 1),
-    ("a red apple", 2),
-    ("a rocket on a blue background", 3),
-    ("a purple butterfly", 4),
-    ("a green frog on a yellow background", 5),
-    ("a little penguin", 6),
+    ("a cute panda", 2),
+    ("a red apple", 1),
+    ("a rocket on a blue background", 1),
+    ("a purple butterfly", 3),
+    ("a green frog on a yellow background", 2),
+    ("a little penguin", 1),
 )
 START_LIMIT_S, TASK_LIMIT_S, STOP_LIMIT_S = 180.0, 120.0, 45.0
 TAIL_LINES = 30
