@@ -1,0 +1,47 @@
+# `make` lists what there is. Everything runs from .venv, which the first target that needs it makes.
+PYTHON := .venv/bin/python
+# Arguments for pytest, say: make test ARGS="-k backlog -x"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo up test check lint types format servers lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv:  ## make or refresh .venv from requirements.lock
+	@scripts/make-venv.sh
+
+demo: venv  ## draw a few pictures into ./out: no Kafka, database server, GPU or download of models
+	@$(PYTHON) -m streamapp.demo
+
+up: venv  ## run the whole service in one process and keep serving
+	@.venv/bin/streamapp up
+
+test: venv  ## run all tests, real servers included (STREAMAPP_TESTS_STRICT=1: a missing server fails)
+	@$(PYTHON) -m tests.servers install || true
+	$(PYTHON) -m pytest $(ARGS)
+
+check: lint types  ## lint and types
+
+lint: venv  ## ruff: rules and format
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+types: venv  ## mypy, strict
+	$(PYTHON) -m mypy
+
+format: venv  ## repair what ruff can repair
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+servers: venv  ## run Kafka, MariaDB and S3 on loopback and print the environment that points at them
+	@$(PYTHON) -m tests.servers up
+
+lock:  ## compile requirements.lock from setup.cfg (LOCK_ARGS=--upgrade moves the pins)
+	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 \
+		--extra dev $(LOCK_ARGS) setup.cfg -o requirements.lock
+
+clean:  ## remove .venv and caches; pictures and data stay
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
