@@ -11,7 +11,7 @@ import asyncio
 import importlib
 import os
 import ssl
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -104,6 +104,8 @@ class StreamApp(faust.App):
         self.closing = asyncio.Event()
         #: Plain counters for status and metrics.
         self.counters: dict[str, int] = {}
+        #: Work beside Faust that must run for as long as the process: started with it, ended after the drain.
+        self.background: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._runtime: Runtime | None = None
         super().__init__(settings.app_id, **faust_settings(settings))
         self.read_models = Tables(**{name: _module(f"tables.{name}").attach(self) for name in TABLES})

@@ -44,7 +44,6 @@ class Worker:
         publish: Publish,
         dead_letter: Callable[[DeadLetter], Awaitable[None]],
         release: Callable[[TP], object] = lambda tp: None,
-        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
         self.claims = claims
@@ -57,7 +56,7 @@ class Worker:
         self.crowded = False  # the last turn ended because the engine was full
         self.owned: frozenset[TP] = frozenset()
         self.woken = asyncio.Event()
-        self._changed = changed
+        self._changed: Callable[[], None] = lambda: None
         self._finisher = Finisher(claims)
         self.lives = Lives(
             worker_id=settings.worker_id,
@@ -90,6 +89,10 @@ class Worker:
         await self._leases.close()
         await self._finisher.close()
         await self.drawing.close()
+
+    def on_change(self, tell: Callable[[], None]) -> None:
+        """Call ``tell`` whenever the status may have changed."""
+        self._changed = tell
 
     # What comes in.
     def receive(self, message: TaskMessage, receipt: Receipt, now: float) -> None:

@@ -1,0 +1,165 @@
+"""What a running process consists of, opened in order and closed in reverse; agents and views reach it as ``app.runtime``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from streamapp.broker.admin import Admin, open_admin
+from streamapp.clock import Clock
+from streamapp.db import Claims, Database, Delivery, Registry, Tasks, open_database, upgrade
+from streamapp.errors import Unavailable
+from streamapp.models import catalogue
+from streamapp.outbox import Outbox, open_outbox
+from streamapp.settings import Settings
+from streamapp.storage import Storage, open_storage
+from streamapp.telemetry import get_logger
+from streamapp.worker.status import StatusWriter
+
+if TYPE_CHECKING:
+    from streamapp.app import StreamApp
+    from streamapp.worker.worker import Worker
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The opened parts of one process; ``worker`` is ``None`` in the web role."""
+
+    settings: Settings
+    role: Literal["up", "worker", "web"]
+    app: StreamApp
+    database: Database
+    tasks: Tasks
+    delivery: Delivery
+    claims: Claims
+    registry: Registry
+    storage: Storage
+    admin: Admin
+    clock: Clock
+    outbox: Outbox
+    status: StatusWriter
+    worker: Worker | None
+
+    def pings(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """What readiness asks, by name; each raises ``Unavailable`` with a sentence when it does not answer."""
+        checks: dict[str, Callable[[], Awaitable[None]]] = {
+            "broker": self.admin.ping,
+            "database": self.database.ping,
+            "storage": self.storage.ping,
+            "tables": self._ping_tables,
+        }
+        if self.worker is not None:
+            checks["engine"] = self._ping_engine
+        return checks
+
+    async def _ping_tables(self) -> None:
+        if not self.app.tables_ready:
+            raise Unavailable("tables are still being read from their changelogs, or partitions are moving", retry_after=2)
+
+    async def _ping_engine(self) -> None:
+        state = self.worker.drawing.state if self.worker is not None else "closed"
+        if state != "ready":
+            raise Unavailable(f"the engine is {state}", retry_after=5)
+
+
+async def open_runtime(app: StreamApp) -> Runtime:
+    """Open database, storage and worker; nothing here needs the broker.
+
+    With ``embedded://`` the database is brought to this release first; elsewhere that is ``streamapp db upgrade``.
+
+    Raises:
+        Unavailable: in embedded mode, when the database cannot be opened.
+    """
+    settings = app.settings
+    await asyncio.to_thread(settings.data_path.mkdir, parents=True, exist_ok=True)
+    if settings.embedded:
+        await upgrade(settings.database_url)
+    database = open_database(settings.database_url)
+    await database.start()
+    registry = Registry(database)
+    if settings.embedded:
+        await catalogue.seed(registry)
+    storage = open_storage(settings)
+    await storage.start()
+    clock = Clock(database.now)
+    try:
+        await clock.sync()
+    except Unavailable as error:
+        log.warning(error.message, action="database_waits")
+    tasks, delivery, claims = Tasks(database), Delivery(database), Claims(database)
+    admin = open_admin(settings)
+    worker = None if app.role == "web" else _open_worker(app, claims, registry, storage, clock)
+    status = StatusWriter(
+        settings, app.role, worker, now=clock.now, port=lambda: app.web.port, send=lambda status: _send_status(app, status)
+    )
+    if worker is not None:
+        worker.on_change(status.changed)
+    outbox = open_outbox(app, tasks=tasks, delivery=delivery, admin=admin)
+    return Runtime(
+        settings=settings,
+        role=app.role,
+        app=app,
+        database=database,
+        tasks=tasks,
+        delivery=delivery,
+        claims=claims,
+        registry=registry,
+        storage=storage,
+        admin=admin,
+        clock=clock,
+        outbox=outbox,
+        status=status,
+        worker=worker,
+    )
+
+
+def _open_worker(app: StreamApp, claims: Claims, registry: Registry, storage: Storage, clock: Clock) -> Worker:
+    """The worker with its engine; imported here, because the web role has neither."""
+    from streamapp.worker.engine import open_drawing
+    from streamapp.worker.pictures import Orders, Publisher
+    from streamapp.worker.spool import Spool
+    from streamapp.worker.worker import Worker
+
+    spool = Spool(storage)
+
+    def release(tp: Any) -> None:
+        app.consumer.on_buffer_drop(tp)
+
+    return Worker(
+        app.settings,
+        claims=claims,
+        drawing=open_drawing(app.settings),
+        spool=spool,
+        clock=clock,
+        order=Orders(app.settings, registry),
+        publish=Publisher(app.settings, spool),
+        dead_letter=app.dead_letter,
+        release=release,
+    )
+
+
+async def _send_status(app: StreamApp, status: Any) -> None:
+    from streamapp import topics
+
+    await app.produce(topics.WORKER_STATUS, None, status.worker_id.encode(), status.encode())
+
+
+async def close_runtime(runtime: Runtime) -> None:
+    """Close everything, also after a failed start; each part gets a bounded time."""
+    parts: list[tuple[str, Callable[[], Awaitable[Any]]]] = [
+        ("outbox", runtime.outbox.close),
+        ("storage", runtime.storage.close),
+        ("admin", runtime.admin.close),
+        ("database", runtime.database.close),
+    ]
+    if runtime.worker is not None:
+        parts.insert(0, ("worker", runtime.worker.close))
+    for name, close in parts:
+        try:
+            await asyncio.wait_for(close(), 10.0)
+        except Exception:  # supervised: one part that does not close must not keep the others open
+            log.exception("a part did not close", action="close_failed", part=name)
