@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from sqlalchemy import Connection, func, literal_column, select
 
@@ -39,10 +39,9 @@ class Sampled(Generic[T]):
         if time.monotonic() >= self._due and (self._running is None or self._running.done()):
             self._running = asyncio.create_task(self._renew(), name="census")
             self._running.add_done_callback(_look)
-        if self._value is None:
-            assert self._running is not None
+        if self._value is None and self._running is not None:
             return await asyncio.shield(self._running)
-        return self._value
+        return cast("T", self._value)
 
     async def _renew(self) -> T:
         started = time.monotonic()
@@ -98,7 +97,9 @@ class Census:
     async def _count_queued(self, limit: int) -> tuple[int, int]:
         created = self._created()
         some = select(literal_column("1")).where(tasks.c.state == State.QUEUED).limit(limit).subquery()
-        return await self._database.read(lambda connection: connection.scalar(select(func.count()).select_from(some)) or 0), created
+        return await self._database.read(
+            lambda connection: connection.scalar(select(func.count()).select_from(some)) or 0
+        ), created
 
     async def position(self, row: TaskRow) -> int:
         """How many queued tasks of the family go before ``row``: higher priorities, then the older ones."""

@@ -100,7 +100,9 @@ class Claims:
                 None if row.deadline_at is None else row.deadline_at - row.now,
             )
 
-        return await self._database.read(lambda connection: {row.id: held(row) for row in connection.execute(statement)})
+        return await self._database.read(
+            lambda connection: {row.id: held(row) for row in connection.execute(statement)}
+        )
 
     async def renew(self, tokens: Mapping[str, str], lease_s: float) -> set[str]:
         """Extend the leases of claims (task id → token); the ids that are lost, claimed by another or ended.
@@ -131,7 +133,9 @@ class Claims:
             for part in chunks(sorted(progress)):
                 mine = (c.state == State.RUNNING, c.claim_token.in_(sorted({progress[task_id][0] for task_id in part})))
                 shares = each(c.progress, {task_id: progress[task_id][1] for task_id in part})
-                connection.execute(update_tasks(part).where(*mine).values({c.progress: shares, c.version: c.version + 1}))
+                connection.execute(
+                    update_tasks(part).where(*mine).values({c.progress: shares, c.version: c.version + 1})
+                )
             asked = select(c.id).where(c.id.in_(sorted(progress)), c.cancel_requested == 1, c.state == State.RUNNING)
             return set(connection.scalars(asked))
 
@@ -149,7 +153,9 @@ class Claims:
             rows, now = lock_rows(connection, tokens)
             ours = {i: row for i, row in rows.items() if row.state is State.RUNNING and row.claim_token == tokens[i]}
             back = {task_id for task_id, row in ours.items() if not row.cancel_requested}
-            end_rows(connection, (row for i, row in ours.items() if i not in back), State.CANCELLED, now, CANCELLED_ERROR)
+            end_rows(
+                connection, (row for i, row in ours.items() if i not in back), State.CANCELLED, now, CANCELLED_ERROR
+            )
             if back:
                 values = {c.state: State.QUEUED.value, c.claim_token: None, c.progress: 0.0, c.version: c.version + 1}
                 if not count_attempt:
@@ -220,7 +226,9 @@ class Claims:
                 c.version: c.version + 1,
                 **released(),
             }
-            return connection.execute(update_tasks([task_id]).where(c.state == State.RUNNING).values(values)).rowcount == 1
+            return (
+                connection.execute(update_tasks([task_id]).where(c.state == State.RUNNING).values(values)).rowcount == 1
+            )
 
         return await self._database.write(work)
 
@@ -229,7 +237,11 @@ class Claims:
 
         def work(connection: Connection) -> set[str]:
             rows, now = lock_rows(connection, ids)
-            late = [row for row in rows.values() if row.deadline_at is not None and row.deadline_at <= now and idle(row, now)]
+            late = [
+                row
+                for row in rows.values()
+                if row.deadline_at is not None and row.deadline_at <= now and idle(row, now)
+            ]
             asked = [row for row in late if row.cancel_requested]
             end_rows(connection, asked, State.CANCELLED, now, CANCELLED_ERROR)
             end_rows(connection, (row for row in late if not row.cancel_requested), State.EXPIRED, now, EXPIRED_ERROR)

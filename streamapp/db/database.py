@@ -120,7 +120,9 @@ def open_database(url: str) -> Database:
 def _sqlite_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
     """Several readers beside one writer: in WAL mode they do not wait for each other, and writers queue in order."""
     if not url.database or url.database.startswith((":memory:", "file::memory:")):
-        raise ConfigError("an SQLite database in memory has no second connection: give a path", field="STREAMAPP_DATABASE")
+        raise ConfigError(
+            "an SQLite database in memory has no second connection: give a path", field="STREAMAPP_DATABASE"
+        )
     # isolation_level None leaves BEGIN to us: a deferred one fails with SQLITE_BUSY where an immediate one waits.
     options: dict[str, Any] = {
         "connect_args": {"isolation_level": None, "timeout": 5.0},
@@ -135,7 +137,7 @@ def _sqlite_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
     return reader, writer
 
 
-def _sqlite_pragmas(connection: Any, record: object) -> None:
+def _sqlite_pragmas(connection: Any, _: object) -> None:
     """Settings of one connection. FULL: an accepted task survives a power cut, at one fsync per transaction."""
     cursor = connection.cursor()
     for pragma in (

@@ -42,7 +42,7 @@ class Delivery:
         return await self._database.read(work)
 
     async def mark_produced(self, produced: Sequence[Produced]) -> None:
-        """Note where messages went. A task that waits for a retry by now keeps its date: the message was an older one."""
+        """Note where messages went. A task that waits for a retry by now keeps its date: that message is old."""
         last = {item.task_id: item for item in produced}
         c = tasks.c
         pending = (
@@ -105,7 +105,7 @@ class Delivery:
         await self._database.write(lambda connection: connection.execute(gone).rowcount)
 
     async def lost_candidates(self, after_id: str, limit: int, older_than_s: float) -> list[Lost]:
-        """Live tasks, by id, that were produced and that nobody holds: is their message still to come?"""
+        """Live tasks, by id, that were produced and that nobody holds: is their message still to come, or lost."""
         c = tasks.c
         columns = (c.id, c.topic, c.partition, c.offset)
         old = (c.id > after_id, c.submitted_at < now_ms() - int(older_than_s * 1000))
@@ -128,7 +128,9 @@ class Delivery:
 
         def work(connection: Connection) -> int:
             rows, now = lock_rows(connection, ids)
-            lost = [row for row in rows.values() if idle(row, now) and not (row.state is State.QUEUED and row.produce_at)]
+            lost = [
+                row for row in rows.values() if idle(row, now) and not (row.state is State.QUEUED and row.produce_at)
+            ]
             end_rows(connection, (row for row in lost if row.cancel_requested), State.CANCELLED, now, CANCELLED_ERROR)
             again = {row.id for row in lost if not row.cancel_requested}
             if again:
@@ -173,7 +175,11 @@ class Delivery:
     async def end_callback(self, event_id: str, error: str | None = None) -> None:
         """A webhook is delivered, or given up with an ``error``."""
         c = callbacks.c
-        ended = update(callbacks).where(c.event_id == event_id).values({c.next_at: None, c.ended_at: now_ms(), c.error: error})
+        ended = (
+            update(callbacks)
+            .where(c.event_id == event_id)
+            .values({c.next_at: None, c.ended_at: now_ms(), c.error: error})
+        )
         await self._database.write(lambda connection: connection.execute(ended).rowcount)
 
     async def delay_callback(self, event_id: str, delay_s: float, error: str) -> None:

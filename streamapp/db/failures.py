@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from enum import Enum
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError as PoolTimeout
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from streamapp.errors import Unavailable
 
 #: Deadlock, lock wait time-out, record changed since the snapshot: the transaction was or will be rolled back whole.
 MYSQL_COLLISIONS = frozenset({1205, 1213, 1020})
 #: Cannot connect or lost the connection (2xxx), refused or shutting down, read-only, disk full.
-MYSQL_ABSENT = frozenset({1021, 1040, 1044, 1045, 1049, 1053, 1077, 1079, 1129, 1130, 1152, 1159, 1161, 1203, 1290, 1927})
+MYSQL_ABSENT = frozenset(
+    {1021, 1040, 1044, 1045, 1049, 1053, 1077, 1079, 1129, 1130, 1152, 1159, 1161, 1203, 1290, 1927}
+)
 MYSQL_NO_TABLE = 1146
 #: SQLITE_BUSY and SQLITE_LOCKED.
 SQLITE_COLLISIONS = frozenset({5, 6})
@@ -39,15 +42,19 @@ def meaning(error: BaseException) -> Meaning:
     if isinstance(sqlite_code, int):
         return _sqlite(sqlite_code & 0xFF, str(original))
     code = original.args[0] if original is not None and original.args else None
+    number = code if isinstance(code, int) else 0
+    # A driver that lost its connection in mid-flight raises errors without a number.
+    nameless = isinstance(error, OperationalError | InterfaceError) and not number
+    return Meaning.ABSENT if error.connection_invalidated or nameless else _mysql(number)
+
+
+def _mysql(code: int) -> Meaning:
+    """The server's error number; those from 2000 to 2099 are the driver's own, about connections."""
     if code in MYSQL_COLLISIONS:
         return Meaning.COLLISION
-    if code == MYSQL_NO_TABLE:
-        return Meaning.NOT_UPGRADED
-    lost = error.connection_invalidated or isinstance(code, int) and 2000 <= code < 2100 or code in MYSQL_ABSENT
-    # A driver that lost its connection in mid-flight raises errors without a code.
-    if lost or (isinstance(error, OperationalError | InterfaceError) and not (isinstance(code, int) and code)):
+    if code in MYSQL_ABSENT or 2000 <= code < 2100:
         return Meaning.ABSENT
-    return Meaning.MISTAKE
+    return Meaning.NOT_UPGRADED if code == MYSQL_NO_TABLE else Meaning.MISTAKE
 
 
 def _sqlite(code: int, message: str) -> Meaning:

@@ -98,5 +98,13 @@ class Registry:
 def _weights(kind: type[W], row: Row[Any]) -> W:
     """A row of either table as a value."""
     return kind(
-        row.name, row.version, row.family, row.source, row.path, row.digest, row.size, orjson.loads(row.traits), row.last_used_at
+        row.name,
+        row.version,
+        row.family,
+        row.source,
+        row.path,
+        row.digest,
+        row.size,
+        orjson.loads(row.traits),
+        row.last_used_at,
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import orjson
 from sqlalchemy import Row
 
+from streamapp.db.schema import tasks
 from streamapp.db.states import State
 from streamapp.generation import GenerationParams
 from streamapp.records import TaskEvent
@@ -81,20 +82,24 @@ class TaskRow:
 DueTask = TaskRow
 
 
+_STATE, _PARAMS, _REQUEST, _CANCEL, _ERROR, _HISTORY, _TIMINGS = (
+    tasks.c.keys().index(name)
+    for name in ("state", "params", "request", "cancel_requested", "error", "history", "timings")
+)
+_WIDTH = len(tasks.c)
+
+
 def task_row(row: Row[Any]) -> TaskRow:
     """A result row that starts with every column of ``tasks``, in the table's order, as a value."""
-    values = row._tuple()[:32]
-    (
-        *head, params, request, cost, attempts, max_attempts, token, by, lease, not_before, cancel, progress, version,
-        error, history, timings,
-    ) = values[:22]  # fmt: skip
-    task_id, user_id, key, state, priority, family, model = head
-    return TaskRow(
-        task_id, user_id, key, State(state), priority, family, model, GenerationParams.model_validate_json(params),
-        orjson.loads(request), cost, attempts, max_attempts, token, by, lease, not_before, bool(cancel), progress,
-        version, None if error is None else orjson.loads(error), tuple(orjson.loads(history)), orjson.loads(timings),
-        *values[22:],
-    )  # fmt: skip
+    values: list[Any] = list(row[:_WIDTH])
+    values[_STATE] = State(values[_STATE])
+    values[_PARAMS] = GenerationParams.model_validate_json(values[_PARAMS])
+    values[_REQUEST] = orjson.loads(values[_REQUEST])
+    values[_CANCEL] = bool(values[_CANCEL])
+    values[_ERROR] = None if values[_ERROR] is None else orjson.loads(values[_ERROR])
+    values[_HISTORY] = tuple(orjson.loads(values[_HISTORY]))
+    values[_TIMINGS] = orjson.loads(values[_TIMINGS])
+    return TaskRow(*values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ metadata = MetaData(
     }
 )
 
-MYSQL = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 #: Longest task id, user id and the like; four bytes a character, so that every index stays below InnoDB's 3,072.
 ID = String(64)
 KEY = String(200)
@@ -53,13 +53,13 @@ class now_ms(ColumnElement[int]):  # noqa: N801  (reads as the SQL function it s
 
 
 @compiles(now_ms, "sqlite")
-def _now_sqlite(element: now_ms, compiler: Any, **kw: Any) -> str:
+def _now_sqlite(*_: object, **__: object) -> str:
     return "CAST((julianday('now')-2440587.5)*86400000 AS INTEGER)"
 
 
 @compiles(now_ms, "mysql")
 @compiles(now_ms, "mariadb")
-def _now_mysql(element: now_ms, compiler: Any, **kw: Any) -> str:
+def _now_mysql(*_: object, **__: object) -> str:
     return "CAST(UNIX_TIMESTAMP(NOW(3))*1000 AS SIGNED)"
 
 

@@ -50,21 +50,26 @@ class Submissions:
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(TOGETHER, len(self._waiting)))]
             try:
-                answers = await self._database.write(lambda connection: write(connection, [new for new, _ in batch]))
+                await self._write_together(batch)
             except asyncio.CancelledError:
                 for _, future in (*batch, *self._waiting):
                     future.cancel()
                 self._waiting.clear()
                 raise
-            except Unavailable as error:
-                for _, future in batch:
-                    _refuse(future, error)
-            except Exception:  # one bad row must not take the others with it: each alone gets its own error
-                for new, future in batch:
-                    await self._write_alone(new, future)
-            else:
-                for (_, future), answer in zip(batch, answers, strict=True):
-                    self._settle(future, answer)
+
+    async def _write_together(self, batch: Sequence[tuple[NewTask, asyncio.Future[Answer]]]) -> None:
+        """Insert a batch in one transaction."""
+        try:
+            answers = await self._database.write(lambda connection: write(connection, [new for new, _ in batch]))
+        except Unavailable as error:
+            for _, future in batch:
+                _refuse(future, error)
+        except Exception:  # noqa: BLE001  one bad row must not take the others with it: alone, each gets its own error
+            for new, future in batch:
+                await self._write_alone(new, future)
+        else:
+            for (_, future), answer in zip(batch, answers, strict=True):
+                self._settle(future, answer)
 
     async def _write_alone(self, new: NewTask, future: asyncio.Future[Answer]) -> None:
         """Insert one task of a batch that failed."""
@@ -74,7 +79,7 @@ class Submissions:
             conflict = Conflict(f"a task with the id {new.id} exists", task_id=new.id)
             conflict.__cause__ = error
             _refuse(future, conflict)
-        except Exception as error:  # handed to the caller who waits for it
+        except Exception as error:  # noqa: BLE001  handed to the caller who waits for it
             _refuse(future, error)
         else:
             self._settle(future, answer)
@@ -104,7 +109,9 @@ def write(connection: Connection, batch: Sequence[NewTask]) -> list[Answer]:
     plain = [values[new.id] for new in batch if new.idempotency_key is None]
     if plain:
         connection.execute(insert(tasks), plain)
-    keyed = sorted((new for new in batch if new.idempotency_key is not None), key=lambda new: (new.user_id, new.idempotency_key))
+    keyed = sorted(
+        (new for new in batch if new.idempotency_key is not None), key=lambda new: (new.user_id, new.idempotency_key)
+    )
     first = _insert_keyed(connection, keyed, values) if keyed else {}
     answers = [_answer(new, values[new.id], first) for new in batch]
     write_events(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import orjson
 from sqlalchemy import Connection, select
@@ -64,8 +65,9 @@ class Tasks:
             return found
         ordered = select(images).where(images.c.task_id.in_(sorted(found))).order_by(images.c.task_id, images.c.idx)
         for row in await self._database.read(lambda connection: connection.execute(ordered).all()):
-            *values, recipe = row._tuple()
-            found[row.task_id].append(ImageRow(*values, orjson.loads(recipe)))
+            values: list[Any] = list(row)
+            values[-1] = orjson.loads(values[-1])
+            found[row.task_id].append(ImageRow(*values))
         return found
 
     async def cancel(self, task_id: str, user_id: str | None = None) -> Cancel:

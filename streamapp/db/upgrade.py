@@ -21,6 +21,7 @@ from streamapp.errors import Unavailable
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 #: Seconds to wait for another process's upgrade.
 TURN: Final = 120
+TRIES: Final = 20
 
 
 def alembic_config(connection: Connection | None = None) -> Config:
@@ -41,19 +42,19 @@ async def upgrade(url: str) -> None:
     database = open_database(url)
     await database.start()
     try:
-        for attempt in range(20):
+        for attempt in range(1, TRIES + 1):
             try:
                 async with _turn(database) as connection:
                     await connection.run_sync(_run)
                 return
-            except Exception as error:  # classified, and raised again unless it is known
+            except Exception as error:
                 kind = meaning(error)
-                # Turning a new file to WAL mode ignores SQLite's busy time-out.
-                if kind is not Meaning.COLLISION and kind is not Meaning.MISTAKE or attempt == 19:
-                    raise unavailable(error, database.name) from error
                 if kind is Meaning.MISTAKE:
                     raise
-            await asyncio.sleep(0.05 * (attempt + 1))
+                # Turning a new SQLite file to WAL mode does not wait for its turn, it fails.
+                if kind is not Meaning.COLLISION or attempt == TRIES:
+                    raise unavailable(error, database.name) from error
+            await asyncio.sleep(0.05 * attempt)
     finally:
         await database.close()
 
