@@ -51,7 +51,11 @@ unset VIRTUAL_ENV CONDA_PREFIX PYTHONPATH PYTHONHOME
 attempt() {
     for pause in 2 5 0; do
         "$@" && return 0
-        [ "$pause" = 0 ] || { echo "Trying again in $pause s." >&2; sleep "$pause"; }
+        [ "$pause" = 0 ] && break
+        echo "Trying again in $pause s, with the system's certificates as well." >&2
+        sleep "$pause"
+        # Networks that inspect TLS have an authority of their own, which the system knows and uv does not.
+        export UV_SYSTEM_CERTS=1 UV_NATIVE_TLS=1
     done
     return 1
 }
