@@ -6,7 +6,6 @@ Repeats what is safe to repeat: a submit carries an idempotency key, so the same
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -285,7 +284,7 @@ def _write(path: Path, data: bytes) -> None:
     """Whole or not at all: a picture viewer that watches the folder never sees half a file."""
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(data)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def _pause(retry_after: str | None, turn: int) -> float:

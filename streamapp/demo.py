@@ -57,7 +57,7 @@ class Picture:
 def main(out: Path, data_dir: Path, port: int) -> None:
     """Start the service, draw six pictures, save them, stop the service."""
     try:
-        asyncio.run(demo(out, data_dir, port or free_port()))
+        asyncio.run(demo(out.absolute(), data_dir.absolute(), port or free_port()))
     except (DemoFailed, AppError) as error:
         log = data_dir / "service.log"
         click.echo(f"\nThe demo failed: {error}\n\nLast lines of {log}:\n{tail(log)}", err=True)
@@ -85,7 +85,7 @@ async def demo(out: Path, data_dir: Path, port: int, prompts: Sequence[tuple[str
         raise DemoFailed(f"the service ended with exit code {code} instead of 0")
     sheet = out / "sheet.png"
     await asyncio.to_thread(contact_sheet, pictures, sheet)
-    click.echo(f"\nPictures in {out.absolute()}:")
+    click.echo(f"\nPictures in {out}:")
     for picture in pictures:
         click.echo(f"  {picture.path.name:<44}{picture.prompt}")
     click.echo(f"  {sheet.name:<44}all of them\n")
@@ -95,19 +95,20 @@ async def demo(out: Path, data_dir: Path, port: int, prompts: Sequence[tuple[str
 
 async def start_service(data_dir: Path, port: int) -> asyncio.subprocess.Process:
     """``streamapp up`` as a child that depends on nothing of this shell's STREAMAPP_* settings."""
-    data_dir.mkdir(parents=True, exist_ok=True)
+    await asyncio.to_thread(data_dir.mkdir, parents=True, exist_ok=True)
     mine = {name: value for name, value in os.environ.items() if not name.startswith("STREAMAPP_")}
     settings = {
         "STREAMAPP_BROKER": "embedded://",
         "STREAMAPP_DATABASE": "",
         "STREAMAPP_STORAGE": "",
-        "STREAMAPP_DATA_DIR": str(data_dir.absolute()),
+        "STREAMAPP_DATA_DIR": str(data_dir),
         "STREAMAPP_HOST": "127.0.0.1",
         "STREAMAPP_PORT": str(port),
         "STREAMAPP_ENGINE": os.environ.get("STREAMAPP_ENGINE", "process"),
         "STREAMAPP_DEVICE": os.environ.get("STREAMAPP_DEVICE", "cpu"),
     }
-    with (data_dir / "service.log").open("wb") as log:
+    log = await asyncio.to_thread((data_dir / "service.log").open, "wb")
+    with log:
         return await asyncio.create_subprocess_exec(
             sys.executable, "-m", "streamapp", "up", env={**mine, **settings}, stdout=log, stderr=log
         )

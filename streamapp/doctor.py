@@ -183,7 +183,7 @@ def _database(settings: Settings) -> Callable[[], Awaitable[str]]:
         from streamapp.db import open_database, revision
         from streamapp.db.upgrade import alembic_config
 
-        if settings.database_url.startswith("sqlite") and not _sqlite_file(settings).exists():
+        if not _exists(settings.database_url, "sqlite+aiosqlite:///"):
             return "will be created at the first start"
         database = open_database(settings.database_url)
         await database.start()
@@ -206,8 +206,7 @@ def _storage(settings: Settings) -> Callable[[], Awaitable[str]]:
     async def ask() -> str:
         from streamapp.storage import open_storage
 
-        folder = Path(settings.storage_url.removeprefix("file://"))
-        if settings.storage_url.startswith("file:") and not folder.exists():
+        if not _exists(settings.storage_url, "file://"):
             return "will be created at the first start"
         storage = open_storage(settings)
         await storage.start()
@@ -255,5 +254,6 @@ def _test_programs() -> list[Check]:
     return lines
 
 
-def _sqlite_file(settings: Settings) -> Path:
-    return Path(settings.database_url.removeprefix("sqlite+aiosqlite:///"))
+def _exists(address: str, scheme: str) -> bool:
+    """False for an address of a file or folder that is not there yet; servers answer for themselves."""
+    return not address.startswith(scheme) or Path(address.removeprefix(scheme)).exists()

@@ -107,8 +107,10 @@ def bind(**fields: Any) -> AbstractContextManager[None]:
 
 
 class Repeats(logging.Filter):
-    """Lets a foreign warning through a few times per period, then counts; a broker that is down for
-    twenty seconds otherwise writes thousands of equal lines."""
+    """Lets a foreign warning through a few times per period, then counts.
+
+    A broker that is down for twenty seconds otherwise writes thousands of equal lines.
+    """
 
     BURST, PERIOD, KEPT = 3, 10.0, 500
 
@@ -146,8 +148,10 @@ def known_secrets(settings: Settings) -> tuple[str, ...]:
 
 
 def scrub(value: Any, secrets: Iterable[str] = ()) -> Any:
-    """``value`` with every URL password, signature and known secret replaced; anything that is not JSON
-    becomes its text first, so that an object cannot carry a secret through its ``repr``."""
+    """``value`` with every URL password, signature and known secret replaced.
+
+    Anything that is not JSON becomes its text first, so that an object cannot carry a secret through its ``repr``.
+    """
     match value:
         case str():
             text = URL_PASSWORD.sub(rf"\1:{HIDDEN}@", value)
@@ -211,7 +215,7 @@ def _json(_logger: object, _method: str, event: Event) -> str:
 
 
 def _text(*, colours: bool) -> Any:
-    """``12:31:07.120 info    worker       finished   drawn and stored  task_id=… images=4``"""
+    """A line for people: ``12:31:07.120 info  worker  finished  drawn and stored  task_id=… images=4``."""
     paint = {"debug": 2, "info": 32, "warning": 33, "error": 31, "critical": 31} if colours else {}
 
     def render(_logger: object, _method: str, event: Event) -> str:

@@ -17,11 +17,11 @@ from streamapp.cli import models, operate, service, tasks
 from streamapp.errors import AppError, ConfigError, InvalidRequest, NotFound
 
 #: Exit codes beside 0 and tasks.NO_PICTURE, as docs/operations.md lists them; 2 is click's own for wrong usage.
-FAILED, USAGE, UNREACHABLE = 1, 2, 3
+FAILED, USAGE, UNREACHABLE, MISCONFIGURED = 1, 2, 3, 78
 
 EPILOG = """\b
-Exit codes: 0 done, 1 failed or (doctor) something is missing, 2 wrong usage or a bad setting,
-3 the service does not answer or is full, 4 the task ended without a picture.
+Exit codes: 0 done, 1 failed or (doctor) something is missing, 2 wrong usage or a refused request,
+3 the service does not answer or is full, 4 the task ended without a picture, 78 a bad setting.
 Settings come from STREAMAPP_* variables and streamapp.toml: see `streamapp settings`."""
 
 
@@ -31,7 +31,9 @@ class Sentence(click.ClickException):
     def __init__(self, error: AppError) -> None:
         super().__init__(error.message)
         match error:
-            case ConfigError() | InvalidRequest() | NotFound():
+            case ConfigError():
+                self.exit_code = MISCONFIGURED
+            case InvalidRequest() | NotFound():
                 self.exit_code = USAGE
             case AppError(retryable=True):
                 self.exit_code = UNREACHABLE
@@ -49,7 +51,7 @@ class Commands(click.Group):
         except AppError as error:
             raise Sentence(error) from error
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """In the order in which a new user meets them."""
         return list(self.commands)
 

@@ -105,13 +105,25 @@ def db() -> None:
 
 @db.command("upgrade")
 def upgrade_db() -> None:
-    """Create or migrate the tables; safe to repeat."""
-    from streamapp.db import upgrade
+    """Create or migrate the tables, and register the model that ships; safe to repeat."""
+    from streamapp.db import Registry, open_database, upgrade
+    from streamapp.models.catalogue import seed
     from streamapp.settings import load_settings
     from streamapp.telemetry import scrub
 
     settings = load_settings()
-    asyncio.run(upgrade(settings.database_url))
+
+    async def work() -> None:
+        await asyncio.to_thread(settings.data_path.mkdir, parents=True, exist_ok=True)
+        await upgrade(settings.database_url)
+        database = open_database(settings.database_url)
+        await database.start()
+        try:
+            await seed(Registry(database))
+        finally:
+            await database.close()
+
+    asyncio.run(work())
     click.echo(f"{scrub(settings.database_url)} is up to date")
 
 

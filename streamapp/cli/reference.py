@@ -14,7 +14,8 @@ from streamapp.telemetry import HIDDEN, SECRET_NAME, scrub
 MEANING: dict[str, dict[str, str]] = {
     "Where things are": {
         "broker": "`embedded://` keeps the log in a file of this one process; `kafka://host:port,…` is a cluster.",
-        "database": "`sqlite+aiosqlite:///PATH` or `mysql+aiomysql://user:password@host/name`. Not set: SQLite in the data folder.",
+        "database": "`sqlite+aiosqlite:///PATH` or `mysql+aiomysql://user:password@host/name`. "
+        "Not set: SQLite in the data folder.",
         "storage": "`file:///FOLDER` or `s3://bucket/prefix`. Not set: a folder in the data folder.",
         "data_dir": "Everything that this process keeps: embedded log, SQLite, pictures, models, table state.",
         "s3_endpoint": "Address of an S3 server that is not AWS. Keys and region come from the usual AWS variables.",
@@ -26,13 +27,15 @@ MEANING: dict[str, dict[str, str]] = {
         "app_id": "The Faust app id, which is the Kafka consumer group: workers that share it share the work.",
         "worker_id": "Name of this worker; must differ from every other. Default: host name and four random digits.",
         "families": "Families of models that this worker serves, separated by commas.",
-        "engine": "`process`: a child process (production). `inline`: a thread of this process. `fake`: draws nothing real, for load tests.",
+        "engine": "`process`: a child process (production). `inline`: a thread of this process. "
+        "`fake`: draws nothing real, for load tests.",
         "device": "Where the engine computes; one GPU per worker.",
         "engine_threads": "CPU threads of the engine.",
         "max_batch_rows": "Most samples in one denoiser call. Not set: chosen by the engine for its device.",
     },
     "Topics": {
-        "partitions": "Partitions of every task topic and of `task_events`: the most workers that can share one family. Not set: 24 on Kafka, 4 embedded.",
+        "partitions": "Partitions of every task topic and of `task_events`: the most workers that can share a family. "
+        "Not set: 24 on Kafka, 4 embedded.",
         "replication": "Copies of each partition on Kafka; 3 advised, 1 for a single broker.",
         "retention_days": "How long Kafka keeps delivered records.",
         "embedded_max_bytes": "Largest size of the embedded log; above it producing waits.",
@@ -95,7 +98,7 @@ def reference() -> str:
         parts.append(f"\n## {section}\n\n| setting | values | default | meaning |\n| --- | --- | --- | --- |\n")
         for name, meaning in settings.items():
             field = Settings.model_fields[name]
-            cells = (f"`{PREFIX}{name.upper()}`", _values(field), _default(name, field), meaning)
+            cells = (f"`{PREFIX}{name.upper()}`", _values(field), _default(field), meaning)
             parts.append(f"| {' | '.join(cells)} |\n")
     return "".join(parts)
 
@@ -156,7 +159,7 @@ def _number(value: float) -> str:
     return f"{value:g}" if abs(value) < 1_000_000 else str(value)
 
 
-def _default(name: str, field: FieldInfo) -> str:
+def _default(field: FieldInfo) -> str:
     if field.default_factory is not None:
         return "made up"
     default = field.default

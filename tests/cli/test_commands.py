@@ -50,7 +50,7 @@ def test_help_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize("role", ["worker", "web"])
 def test_roles_that_share_a_broker_refuse_the_embedded_one(role: str) -> None:
     result = run(role)
-    assert result.exit_code == 2
+    assert result.exit_code == 78
     assert "STREAMAPP_BROKER=kafka://" in result.stderr
     assert "Traceback" not in result.output
 
@@ -58,7 +58,7 @@ def test_roles_that_share_a_broker_refuse_the_embedded_one(role: str) -> None:
 def test_an_unknown_setting_is_a_sentence_that_names_the_near_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STREAMAPP_PROT", "8001")
     result = run("tasks")
-    assert result.exit_code == 2
+    assert result.exit_code == 78
     assert "did you mean STREAMAPP_PORT?" in result.stderr
 
 

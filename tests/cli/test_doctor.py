@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -24,7 +25,7 @@ def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("STREAMAPP_PORT", "0")
 
 
-async def found(**overrides: object) -> dict[str, Check]:
+async def found(**overrides: Any) -> dict[str, Check]:
     return {check.name: check for check in await examine(load_settings(**overrides))}
 
 
