@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 
 from streamapp.db.claims import CANCELLED_ERROR, Claims, idle, orphaned, released
 from streamapp.db.database import Database
-from streamapp.db.endings import chunks, each, end_rows, lock_rows, update_tasks
+from streamapp.db.endings import along, chunks, each, end_rows, lock_rows, update_tasks
 from streamapp.db.rows import Callback, DueTask, Event, Lost, Produced, task_row
 from streamapp.db.schema import callbacks, leases, now_ms, outbox, tasks
 from streamapp.db.states import LIVE, State
@@ -33,7 +33,12 @@ class Delivery:
             # A query per priority walks the index in order and stops at the limit, whatever waits behind.
             for priority in PRIORITIES:
                 lane = (c.priority == priority, c.produce_at <= now_ms(), c.state == State.QUEUED)
-                oldest = select(tasks).where(*lane).order_by(c.produce_at).limit(limit - len(found))
+                oldest = (
+                    along(select(tasks), "priority_produce_at")
+                    .where(*lane)
+                    .order_by(c.produce_at)
+                    .limit(limit - len(found))
+                )
                 found += [task_row(row) for row in connection.execute(oldest)]
                 if len(found) >= limit:
                     break
@@ -109,8 +114,8 @@ class Delivery:
         c = tasks.c
         columns = (c.id, c.topic, c.partition, c.offset)
         old = (c.id > after_id, c.submitted_at < now_ms() - int(older_than_s * 1000))
-        waiting = select(*columns).where(*old, c.state == State.QUEUED, c.produce_at.is_(None))
-        abandoned = select(*columns).where(*old, orphaned())
+        waiting = along(select(*columns), "state_id").where(*old, c.state == State.QUEUED, c.produce_at.is_(None))
+        abandoned = along(select(*columns), "state_id").where(*old, orphaned())
         # Two walks along (state, id), each stopping at the limit.
         parts = [select(part.order_by(c.id).limit(limit).subquery()) for part in (waiting, abandoned)]
         both = union_all(*parts).subquery()
@@ -151,8 +156,8 @@ class Delivery:
     async def expire_overdue(self, limit: int) -> set[str]:
         """End tasks past their deadline that nobody draws, wherever their messages are; the ids that ended."""
         c = tasks.c
-        waiting = select(c.id).where(c.state == State.QUEUED, c.deadline_at <= now_ms())
-        abandoned = select(c.id).where(orphaned(), c.deadline_at <= now_ms())
+        late = along(select(c.id), "state_deadline_at").where(c.deadline_at <= now_ms())
+        waiting, abandoned = late.where(c.state == State.QUEUED), late.where(orphaned())
         parts = [select(part.order_by(c.deadline_at).limit(limit).subquery()) for part in (waiting, abandoned)]
         ids = await self._database.read(lambda connection: list(connection.scalars(union_all(*parts))))
         return await self._claims.expire(ids[:limit])

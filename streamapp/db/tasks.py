@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 from streamapp.db.census import Census
 from streamapp.db.claims import CANCELLED_ERROR, idle
 from streamapp.db.database import Database
-from streamapp.db.endings import end_rows, lock_rows, update_tasks
+from streamapp.db.endings import along, end_rows, lock_rows, update_tasks
 from streamapp.db.rows import Cancel, Glimpse, ImageRow, NewTask, TaskRow, task_row
 from streamapp.db.schema import images, tasks
 from streamapp.db.states import ENDED, State, may
@@ -54,6 +54,8 @@ class Tasks:
             statement = statement.where(tasks.c.user_id == user_id)
         if state is not None:
             statement = statement.where(tasks.c.state == state)
+        if state is not None and user_id is None:
+            statement = along(statement, "state_id")
         if before is not None:
             statement = statement.where(tasks.c.id < before)
         return await self._database.read(lambda connection: [task_row(row) for row in connection.execute(statement)])
