@@ -136,7 +136,7 @@ def _open_worker(app: StreamApp, claims: Claims, registry: Registry, storage: St
         spool=spool,
         clock=clock,
         order=Orders(app.settings, registry),
-        publish=Publisher(app.settings, spool),
+        publish=Publisher(app.settings, spool, clock),
         dead_letter=app.dead_letter,
         release=release,
     )

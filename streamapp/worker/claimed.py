@@ -46,6 +46,7 @@ class Claimed:
     began: float = field(default_factory=time.monotonic)
     progress: float = 0.0
     why: Why | None = None
+    joined: bool = False  # its samples are in the engine (or were)
     ending: bool = False  # its end is being written: too late to stop it
     seconds: dict[str, float] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
@@ -107,6 +108,11 @@ class Lives:
         self.suspects: set[str] = set()
         self.counts = Counts()
 
+    @property
+    def joining(self) -> int:
+        """Images of jobs that are claimed and not in the engine yet: their places are taken."""
+        return sum(claimed.row.params.n for claimed in self.running.values() if not claimed.joined)
+
     def begin(self, job: Job, row: TaskRow) -> None:
         """Start the life of a job that was just claimed."""
         assert row.claim_token is not None
@@ -139,6 +145,7 @@ class Lives:
         """The good way: every image drawn, stored, and the row ended."""
         row = claimed.row
         order = await self.order(row)
+        claimed.joined = True
         stores: list[asyncio.Task[tuple[ImageRow, float]]] = []
         try:
             async with aclosing(self.drawing.draw(order)) as events:  # type: ignore[type-var]

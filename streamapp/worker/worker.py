@@ -199,6 +199,7 @@ class Worker:
         self.crowded = False
         picked: list[Job] = []
         room: dict[tuple[Any, ...], int] = {}
+        taken = self.lives.joining
         if self.drawing.state != "ready" or self.spool.full:
             return picked
         if self.lives.suspects:
@@ -212,13 +213,14 @@ class Worker:
                 break
             params = job.message.params
             key = (params.model, params.drawn.width, params.drawn.height)
-            left = room[key] if key in room else self.drawing.room(job.message)
+            left = room[key] if key in room else self.drawing.room(job.message) - taken
             if left <= 0:
                 self.crowded = True
                 break
             if job.alone and (picked or self.lives.running):
                 break
             room[key] = left - params.n
+            taken += params.n
             self.backlog.start(job, now)
             picked.append(job)
             if job.alone:

@@ -1,0 +1,118 @@
+"""Before and after the engine: a claimed row to an order with files, a drawn picture to a stored one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from streamapp.clock import Clock
+from streamapp.db import ImageRow, LoraRow, ModelRow, Registry, TaskRow
+from streamapp.errors import NotFound
+from streamapp.models.catalogue import locate
+from streamapp.postprocess import Encoded, finish_picture
+from streamapp.recipe import Origin, image_recipe, image_seed
+from streamapp.settings import Settings
+from streamapp.storage import image_key
+from streamapp.worker.drawing import Drawn, Order
+from streamapp.worker.spool import Spool
+
+#: Seconds for which a registry row is not asked for again; a row of one name and version does not change.
+FRESH = 10.0
+KEPT = 512
+R = TypeVar("R", ModelRow, LoraRow)
+
+
+class Orders:
+    """Looks up the weights that rows name."""
+
+    def __init__(self, settings: Settings, registry: Registry) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._models: dict[str, tuple[float, ModelRow, Path]] = {}
+        self._loras: dict[str, tuple[float, LoraRow, Path]] = {}
+
+    async def __call__(self, row: TaskRow) -> Order:
+        """The order of a claimed row.
+
+        Raises:
+            NotFound: the model or a LoRA is not registered any more, or its file is not here.
+            Unavailable: the database does not answer.
+        """
+        model, path = await self._model(row.params.model)
+        loras = [(*await self._lora(lora.name), lora.weight) for lora in row.params.loras]
+        return Order(row, model, path, tuple(loras))
+
+    async def _model(self, name: str) -> tuple[ModelRow, Path]:
+        known = self._known(self._models, name)
+        if known is None:
+            found = await self._registry.model(name)
+            if found is None:
+                raise NotFound(f"model {name} is not registered any more", field="model", name=name)
+            known = await self._keep(self._models, name, found)
+        return known
+
+    async def _lora(self, name: str) -> tuple[LoraRow, Path]:
+        known = self._known(self._loras, name)
+        if known is None:
+            found = await self._registry.lora(name)
+            if found is None:
+                raise NotFound(f"LoRA {name} is not registered any more", field="loras", name=name)
+            known = await self._keep(self._loras, name, found)
+        return known
+
+    @staticmethod
+    def _known(table: Mapping[str, tuple[float, R, Path]], name: str) -> tuple[R, Path] | None:
+        entry = table.get(name)
+        if entry is None or time.monotonic() - entry[0] > FRESH:
+            return None
+        return entry[1], entry[2]
+
+    async def _keep(self, table: dict[str, tuple[float, R, Path]], name: str, row: R) -> tuple[R, Path]:
+        path = await asyncio.to_thread(locate, row, self._settings)
+        if len(table) >= KEPT:
+            table.clear()
+        table[name] = (time.monotonic(), row, path)
+        return row, path
+
+
+class Publisher:
+    """Turns drawn pictures into stored ones; encoding runs in threads, several pictures overlap."""
+
+    def __init__(self, settings: Settings, spool: Spool, clock: Clock) -> None:
+        self._device = settings.device
+        self._spool = spool
+        self._clock = clock
+
+    async def __call__(self, order: Order, drawn: Drawn) -> tuple[ImageRow, float]:
+        """Finish, store and describe one picture; the seconds are those of post-processing and storing."""
+        began = time.monotonic()
+        row, params = order.row, order.row.params
+        origin = Origin(
+            task_id=row.id,
+            index=drawn.index,
+            model_digest=order.model.digest,
+            drawn_ms=self._clock.now(),
+            digests={lora.name: lora.digest for lora, _, _ in order.loras},
+            hashes={lora.name: str(lora.traits["autov3"]) for lora, _, _ in order.loras if "autov3" in lora.traits},
+            device=self._device,
+        )
+        recipe = image_recipe(params, origin)
+        encoded: Encoded = await asyncio.to_thread(finish_picture, drawn.picture, params, recipe)
+        key = image_key(row.id, drawn.index, encoded.extension)
+        await self._spool.put(key, encoded.data, encoded.content_type)
+        image = ImageRow(
+            task_id=row.id,
+            idx=drawn.index,
+            key=key,
+            content_type=encoded.content_type,
+            bytes=len(encoded.data),
+            width=encoded.width,
+            height=encoded.height,
+            seed=image_seed(params, drawn.index),
+            digest=encoded.digest,
+            recipe=recipe,
+        )
+        return image, time.monotonic() - began
