@@ -146,14 +146,6 @@ class Client:
         data = await self.call("GET", f"{API}/image/tasks", query=query)
         return [self._task(item) for item in data["tasks"]]
 
-    async def models(self) -> list[dict[str, Any]]:
-        """What can be asked for as ``model``."""
-        return list((await self.call("GET", f"{API}/models"))["models"])
-
-    async def loras(self) -> list[dict[str, Any]]:
-        """What can be asked for as LoRA."""
-        return list((await self.call("GET", f"{API}/loras"))["loras"])
-
     async def status(self) -> dict[str, Any]:
         """Workers, backlog, LoRA state and throughput."""
         return await self.call("GET", f"{API}/status")

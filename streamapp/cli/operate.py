@@ -11,6 +11,7 @@ from streamapp.cli.connect import json_option, print_json, print_rows, with_clie
 
 if TYPE_CHECKING:
     from streamapp.client import Client
+    from streamapp.settings import Settings
 
 
 @click.command()
@@ -106,25 +107,27 @@ def db() -> None:
 @db.command("upgrade")
 def upgrade_db() -> None:
     """Create or migrate the tables, and register the model that ships; safe to repeat."""
-    from streamapp.db import Registry, open_database, upgrade
-    from streamapp.models.catalogue import seed
     from streamapp.settings import load_settings
     from streamapp.telemetry import scrub
 
     settings = load_settings()
-
-    async def work() -> None:
-        await asyncio.to_thread(settings.data_path.mkdir, parents=True, exist_ok=True)
-        await upgrade(settings.database_url)
-        database = open_database(settings.database_url)
-        await database.start()
-        try:
-            await seed(Registry(database))
-        finally:
-            await database.close()
-
-    asyncio.run(work())
+    asyncio.run(prepare(settings))
     click.echo(f"{scrub(settings.database_url)} is up to date")
+
+
+async def prepare(settings: Settings) -> None:
+    """Tables of this release with the model that ships; what ``db upgrade`` does."""
+    from streamapp.db import Registry, open_database, upgrade
+    from streamapp.models.catalogue import seed
+
+    await asyncio.to_thread(settings.data_path.mkdir, parents=True, exist_ok=True)
+    await upgrade(settings.database_url)
+    database = open_database(settings.database_url)
+    await database.start()
+    try:
+        await seed(Registry(database))
+    finally:
+        await database.close()
 
 
 @click.command()
