@@ -100,7 +100,7 @@ def _add(name: str, path: Path, kind: str, family: str, as_json: bool) -> None:
 
 
 def _with_registry(work: Callable[[Registry, Settings], Awaitable[R]]) -> R:
-    """Run ``work`` over the registry of the settings; on a laptop, where nobody runs ``db upgrade``, that comes first."""
+    """Run ``work`` over the registry; on a laptop, where nobody runs ``db upgrade``, that comes first."""
     from streamapp.cli.operate import prepare
     from streamapp.db import Registry, open_database
     from streamapp.settings import load_settings
