@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import faust
-from aiohttp.web import AppRunner
+from aiohttp.web import AppRunner, TCPSite
 from aiokafka.errors import KafkaError
 from faust.app.base import BootStrategy
 from faust.exceptions import FaustError
@@ -76,6 +76,11 @@ class ServiceWeb(Web):
     def __init__(self, app: AppT, **kwargs: Any) -> None:
         super().__init__(app, **kwargs)
         self._runner = AppRunner(self.web_app, access_log=None, shutdown_timeout=2.0, handle_signals=False)
+
+    def _new_transport_tcp(self) -> TCPSite:
+        conf = self.app.conf
+        port = conf.web_port if cast("StreamApp", self.app).settings.port else 0
+        return TCPSite(self._runner, conf.web_bind, port)
 
     @property
     def port(self) -> int:
@@ -221,7 +226,8 @@ def faust_settings(settings: Settings) -> dict[str, Any]:
         "autodiscover": False,
         "web_bind": settings.host,
         "web_host": settings.host,
-        "web_port": settings.port,
+        # Faust refuses 0, "a free one": see ServiceWeb.
+        "web_port": settings.port or 8000,
         "web_in_thread": False,
         "web_application_options": {"client_max_size": settings.max_request_bytes},
         "Worker": "streamapp.run:ServiceWorker",
