@@ -243,7 +243,8 @@ def _credentials(settings: Settings) -> Any:
         return None
     context = None
     if protocol in {"SSL", "SASL_SSL"}:
-        context = ssl.create_default_context(cafile=None if settings.kafka_ca_file is None else str(settings.kafka_ca_file))
+        ca_file = settings.kafka_ca_file
+        context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
     if protocol == "SSL":
         return faust.SSLCredentials(context)
     password = settings.kafka_password

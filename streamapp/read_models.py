@@ -43,7 +43,7 @@ def lora_state(app: Any) -> dict[str, dict[str, Any]]:
     live = {status.worker_id for status in statuses(app) if status.role != "web"}
     return {
         key: {"checkpoints": dict(row.checkpoints), "loras": dict(row.loras)}
-        for key, row in sorted(list(app.read_models.lora_state.items()))
+        for key, row in sorted(app.read_models.lora_state.items())
         if key in live
     }
 

@@ -72,15 +72,15 @@ class Process:
             await self._until_stopping(self._serve())
             code = STOPPED
         except ConfigError as error:
-            log.error(error.message, action="start_refused", code=error.code)
+            log.error(error.message, action="start_refused", code=error.code)  # noqa: TRY400 - a sentence is enough
             code = MISCONFIGURED
         except AppError as error:
-            log.error(error.message, action="start_failed", code=error.code)
+            log.error(error.message, action="start_failed", code=error.code)  # noqa: TRY400 - as above
             code = MISCONFIGURED if not error.retryable else CRASHED
         except Crashed as error:
-            log.error(str(error), action="crashed")
+            log.error(str(error), action="crashed")  # noqa: TRY400 - Faust logged the cause
         except OSError as error:
-            log.error(f"the process cannot start: {error}", action="start_failed")
+            log.error("the process cannot start", action="start_failed", error=str(error))  # noqa: TRY400 - as above
         except Exception:  # supervised: whatever it is, claims are handed back before the process ends
             log.exception("the process crashed", action="crashed")
         finally:
@@ -133,7 +133,7 @@ class Process:
                 await admin.start()
                 created = await admin.create_topics(topics.catalogue(self.app.settings))
             except Unavailable as error:
-                log.warning(f"waiting for the broker: {error.message}", action="broker_waits", delay=delay)
+                log.warning("waiting for the broker", action="broker_waits", reason=error.message, delay=delay)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
                 continue
@@ -247,7 +247,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         configure_logging(settings)
         run_app(settings, cast("Literal['up', 'worker', 'web']", role))
     except ConfigError as error:
-        print(error.message, file=sys.stderr)
+        sys.stderr.write(error.message + "\n")
         raise SystemExit(MISCONFIGURED) from None
 
 

@@ -1,10 +1,11 @@
-"""What a running process consists of, opened in order and closed in reverse; agents and views reach it as ``app.runtime``."""
+"""What a running process consists of, opened in order and closed in reverse; agents and views use ``app.runtime``."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from streamapp.broker.admin import Admin, open_admin
@@ -58,7 +59,7 @@ class Runtime:
 
     async def _ping_tables(self) -> None:
         if not self.app.tables_ready:
-            raise Unavailable("tables are still being read from their changelogs, or partitions are moving", retry_after=2)
+            raise Unavailable("tables are being read from their changelogs, or partitions are moving", retry_after=2)
 
     async def _ping_engine(self) -> None:
         state = self.worker.drawing.state if self.worker is not None else "closed"
@@ -94,7 +95,7 @@ async def open_runtime(app: StreamApp) -> Runtime:
     admin = open_admin(settings)
     worker = None if app.role == "web" else _open_worker(app, claims, registry, storage, clock)
     status = StatusWriter(
-        settings, app.role, worker, now=clock.now, port=lambda: app.web.port, send=lambda status: _send_status(app, status)
+        settings, app.role, worker, now=clock.now, port=lambda: app.web.port, send=partial(_send_status, app)
     )
     if worker is not None:
         worker.on_change(status.changed)
@@ -120,6 +121,7 @@ async def open_runtime(app: StreamApp) -> Runtime:
 def _open_worker(app: StreamApp, claims: Claims, registry: Registry, storage: Storage, clock: Clock) -> Worker:
     """The worker with its engine; imported here, because the web role has neither."""
     from streamapp.worker.engine import open_drawing
+    from streamapp.worker.parts import Parts
     from streamapp.worker.pictures import Orders, Publisher
     from streamapp.worker.spool import Spool
     from streamapp.worker.worker import Worker
@@ -129,8 +131,7 @@ def _open_worker(app: StreamApp, claims: Claims, registry: Registry, storage: St
     def release(tp: Any) -> None:
         app.consumer.on_buffer_drop(tp)
 
-    return Worker(
-        app.settings,
+    parts = Parts(
         claims=claims,
         drawing=open_drawing(app.settings),
         spool=spool,
@@ -140,6 +141,7 @@ def _open_worker(app: StreamApp, claims: Claims, registry: Registry, storage: St
         dead_letter=app.dead_letter,
         release=release,
     )
+    return Worker(app.settings, parts)
 
 
 async def _send_status(app: StreamApp, status: Any) -> None:

@@ -15,8 +15,8 @@ class LoraState(faust.Record):
 
     worker_id: str
     at: int  # ms of the database clock
-    checkpoints: dict
-    loras: dict
+    checkpoints: dict[str, Any]
+    loras: dict[str, Any]
 
 
 def attach(app: Any) -> Any:

@@ -14,7 +14,7 @@ class Throughput(faust.Record):
     """One partition's window: ``count`` is the body of a :class:`streamapp.records.ThroughputCount`."""
 
     start: int  # ms, start of the window
-    count: dict
+    count: dict[str, Any]
 
 
 def attach(app: Any) -> Any:

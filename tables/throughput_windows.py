@@ -11,14 +11,12 @@ import faust
 
 
 class Window(faust.Record):
-    """One window's counters; ``offset`` is the last offset counted, so that a redelivered event is not counted twice."""
+    """One window's counters; ``offset`` is the last one counted: an event delivered again is not counted twice."""
 
     offset: int
-    count: dict  # the body of a :class:`streamapp.records.ThroughputCount`
+    count: dict[str, Any]  # the body of a :class:`streamapp.records.ThroughputCount`
 
 
 def attach(app: Any) -> Any:
     """Declare the table on ``app``: as many partitions as its source topic."""
-    return app.Table(
-        "throughput_windows", key_type=str, value_type=Window, partitions=app.settings.task_partitions
-    )
+    return app.Table("throughput_windows", key_type=str, value_type=Window, partitions=app.settings.task_partitions)

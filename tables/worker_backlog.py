@@ -15,7 +15,7 @@ class WorkerBacklog(faust.Record):
 
     worker_id: str
     at: int  # ms of the database clock
-    status: dict
+    status: dict[str, Any]
 
 
 def attach(app: Any) -> Any:

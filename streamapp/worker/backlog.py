@@ -8,7 +8,8 @@ mark the partitions that fill it are held on the broker until it falls below the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum
 from heapq import heapify, heappop, heappush
@@ -74,9 +75,9 @@ class _Share:
 class Backlog:
     """Held jobs and their indices. Times are the caller's monotonic seconds; deadlines are database ms."""
 
-    def __init__(self, limit: int, release: Callable[[TP], object] = lambda tp: None) -> None:
+    def __init__(self, limit: int, release: Callable[[TP], object] | None = None) -> None:
         self.waiting = Waiting()
-        self.release = release
+        self._release = release
         self._jobs: dict[str, Job] = {}
         self._shares = {False: _Share(limit), True: _Share(max(64, limit // URGENT_SHARE))}
         self._fresh: deque[str] = deque()
@@ -129,7 +130,7 @@ class Backlog:
         return share.jobs >= share.limit
 
     def mark(self, tp: TP) -> None:
-        """``tp`` is being held on the broker; :attr:`release` is called for it below the low mark."""
+        """``tp`` is being held on the broker; ``release`` is called for it below the low mark."""
         self._shares[tp.topic.endswith("_urgent")].marked.add(tp)
 
     @property
@@ -195,7 +196,7 @@ class Backlog:
             job.acked = True
             job.receipt.ack()
 
-    def drop_partitions(self, owned: Set[TP]) -> int:
+    def drop_partitions(self, owned: AbstractSet[TP]) -> int:
         """After an assignment: forget what has not started and lies in partitions that went elsewhere."""
         lost = [job for job in self if job.phase is not Phase.RUNNING and job.receipt.tp not in owned]
         for job in lost:
@@ -204,10 +205,10 @@ class Backlog:
             share.marked &= owned
         return len(lost)
 
-    def loads(self, factor: Callable[[str], float] = lambda model: 1.0) -> dict[str, ModelLoad]:
+    def loads(self, factor: Callable[[str], float] | None = None) -> dict[str, ModelLoad]:
         """Jobs and seconds held per model; ``factor`` corrects the estimates of one."""
         return {
-            model: ModelLoad(jobs=int(jobs), seconds=round(max(0.0, seconds) * factor(model), 3))
+            model: ModelLoad(jobs=int(jobs), seconds=round(max(0.0, seconds) * (factor(model) if factor else 1.0), 3))
             for model, (jobs, seconds) in self._loads.items()
             if jobs
         }
@@ -233,5 +234,6 @@ class Backlog:
         if share.marked and share.jobs <= share.limit * LOW_MARK:
             marked, share.marked = share.marked, set()
             for tp in marked:
-                self.release(tp)
+                if self._release is not None:
+                    self._release(tp)
         return True

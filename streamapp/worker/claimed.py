@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any
 
-from streamapp.clock import Clock
-from streamapp.db import Claims, End, ImageRow, State, TaskRow
+from streamapp.db import End, ImageRow, State, TaskRow
 from streamapp.errors import AppError, Unavailable
 from streamapp.records import DeadLetter, TaskEvent
 from streamapp.retry import Park, decide
 from streamapp.scheduling.cost import Rates
 from streamapp.telemetry import bind, get_logger
 from streamapp.worker.backlog import Backlog, Job
-from streamapp.worker.drawing import Drawing, Drawn, EngineCrashed, Order, Progress
+from streamapp.worker.drawing import EngineCrashed, Progress
 from streamapp.worker.finisher import Finisher
+from streamapp.worker.parts import Parts
 
 log = get_logger(__name__)
 LONGEST_DELAY = 5.0
@@ -58,13 +58,6 @@ class Claimed:
             self.task.cancel()
 
 
-class Publish(Protocol):
-    """Turns one drawn picture into a stored one."""
-
-    async def __call__(self, order: Order, drawn: Drawn) -> tuple[ImageRow, float]:
-        """The row of the stored picture and the seconds that post-processing took."""
-
-
 @dataclass
 class Counts:
     """What this worker did since it started."""
@@ -79,31 +72,15 @@ class Lives:
     """Runs claimed jobs; holds what they need in common."""
 
     def __init__(
-        self,
-        *,
-        worker_id: str,
-        backlog: Backlog,
-        claims: Claims,
-        drawing: Drawing,
-        finisher: Finisher,
-        rates: Rates,
-        clock: Clock,
-        order: Callable[[TaskRow], Awaitable[Order]],
-        publish: Publish,
-        dead_letter: Callable[[DeadLetter], Awaitable[None]],
-        changed: Callable[[], None],
+        self, worker_id: str, parts: Parts, backlog: Backlog, finisher: Finisher, changed: Callable[[], None]
     ) -> None:
         self.worker_id = worker_id
+        self.parts = parts
+        self.claims = parts.claims
         self.backlog = backlog
-        self.claims = claims
-        self.drawing = drawing
         self.finisher = finisher
-        self.rates = rates
-        self.clock = clock
-        self.order = order
-        self.publish = publish
-        self.dead_letter = dead_letter
         self.changed = changed
+        self.rates = Rates()
         self.running: dict[str, Claimed] = {}
         self.suspects: set[str] = set()
         self.counts = Counts()
@@ -115,8 +92,7 @@ class Lives:
 
     def begin(self, job: Job, row: TaskRow) -> None:
         """Start the life of a job that was just claimed."""
-        assert row.claim_token is not None
-        claimed = Claimed(job, row, row.claim_token)
+        claimed = Claimed(job, row, row.claim_token or "")
         self.running[row.id] = claimed
         claimed.task = asyncio.create_task(self._live(claimed), name=f"task {row.id}")
 
@@ -144,17 +120,17 @@ class Lives:
     async def _draw(self, claimed: Claimed) -> None:
         """The good way: every image drawn, stored, and the row ended."""
         row = claimed.row
-        order = await self.order(row)
+        order = await self.parts.order(row)
         claimed.joined = True
         stores: list[asyncio.Task[tuple[ImageRow, float]]] = []
         try:
-            async with aclosing(self.drawing.draw(order)) as events:  # type: ignore[type-var]
+            async with aclosing(self.parts.drawing.draw(order)) as events:  # type: ignore[type-var]
                 async for event in events:
                     if isinstance(event, Progress):
                         claimed.progress = max(claimed.progress, min(event.share, 1.0) * 0.95)
                     else:
                         _add(claimed.seconds, event.seconds)
-                        stores.append(asyncio.create_task(self.publish(order, event)))
+                        stores.append(asyncio.create_task(self.parts.publish(order, event)))
             self.suspects.discard(row.id)
             self.changed()
             stored = await asyncio.gather(*stores)
@@ -166,7 +142,12 @@ class Lives:
         await self._finished(claimed, State.SUCCEEDED, images=[image for image, _ in stored])
 
     async def _end(
-        self, claimed: Claimed, state: State, *, images: list[ImageRow] | None = None, error: dict[str, Any] | None = None
+        self,
+        claimed: Claimed,
+        state: State,
+        *,
+        images: Sequence[ImageRow] = (),
+        error: dict[str, Any] | None = None,
     ) -> State | None:
         """Write the end and ack; with the claim lost, leave both to whoever has it."""
         claimed.ending = True
@@ -179,26 +160,26 @@ class Lives:
             event_id="",
             task_id=row.id,
             event=state.value,
-            at=self.clock.now(),
+            at=self.parts.clock.now(),
             user_id=row.user_id,
             family=row.family,
             model=row.model,
             worker_id=self.worker_id,
             shape=str(row.params.drawn),
             with_lora=bool(row.params.loras),
-            images=len(images or ()),
-            steps=row.params.steps * len(images or ()),
+            images=len(images),
+            steps=row.params.steps * len(images),
             seconds=timings,
             error=None if error is None else str(error.get("code")),
         )
-        end = End(row.id, claimed.token, state, event, images=images or (), error=error, timings=timings)
+        end = End(row.id, claimed.token, state, event, images=images, error=error, timings=timings)
         reached = await self.finisher.finish(end)
         if reached is None:
             self._lost(claimed)
             return None
         self.counts.done += reached is State.SUCCEEDED
         self.counts.failed += reached is State.FAILED
-        log.info("task ended", action="ended", state=reached.value, images=len(images or ()), **timings)
+        log.info("task ended", action="ended", state=reached.value, images=len(images), **timings)
         return reached
 
     async def _finished(self, claimed: Claimed, state: State, **what: Any) -> State | None:
@@ -238,17 +219,17 @@ class Lives:
             offset=claimed.job.receipt.offset,
             reason=verdict.reason,
             message=error.message,
-            at=self.clock.now(),
+            at=self.parts.clock.now(),
             attempts=row.attempts,
             history=(*row.history, self._history(error, row)),
         )
         try:
-            await self.dead_letter(letter)
+            await self.parts.dead_letter(letter)
         except Unavailable:
             log.warning("dead letter not sent, the row keeps the history", action="dead_letter_skipped")
 
     def _history(self, error: AppError, row: TaskRow) -> dict[str, Any]:
-        return {**error.as_dict(), "attempt": row.attempts, "worker_id": self.worker_id, "at": self.clock.now()}
+        return {**error.as_dict(), "attempt": row.attempts, "worker_id": self.worker_id, "at": self.parts.clock.now()}
 
     async def _crashed(self, claimed: Claimed, error: EngineCrashed) -> None:
         """The engine died. Alone in it: guilty. In company: nobody's attempt counts, each runs alone next."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from streamapp.db import Claims
@@ -45,7 +46,8 @@ class Leases:
 
     async def beat(self) -> None:
         """Write the progress of all running jobs, stop those that shall be cancelled."""
-        shares = {i: (c.token, round(c.progress, 3)) for i, c in self._running.items() if not c.ending and c.why is None}
+        live = [(i, c) for i, c in self._running.items() if not c.ending and c.why is None]
+        shares = {i: (c.token, round(c.progress, 3)) for i, c in live}
         for task_id in await self._claims.beat(shares) if shares else ():
             claimed = self._running.get(task_id)
             if claimed is not None:
@@ -59,8 +61,7 @@ class Leases:
             if claimed is not None and claimed.token == tokens[task_id]:
                 claimed.stop(Why.LOST)
 
-    async def _loop(self, interval: float, step: object) -> None:
-        assert callable(step)
+    async def _loop(self, interval: float, step: Callable[[], Awaitable[None]]) -> None:
         while True:
             began = time.monotonic()
             try:

@@ -25,6 +25,10 @@ PATIENCE = 4.0
 LEAST_SWITCH = 0.25
 
 
+def _free(_: str) -> float:
+    return LEAST_SWITCH
+
+
 @dataclass(slots=True, eq=False)
 class Ticket:
     """A waiting job as the policy sees it: ``cost`` in seconds, ``since`` on the caller's clock."""
@@ -106,7 +110,7 @@ class Waiting:
         """The waiting job of a task."""
         return self._tickets.get(task_id)
 
-    def next(self, now: float, switch: Callable[[str], float] = lambda model: LEAST_SWITCH) -> Ticket | None:
+    def next(self, now: float, switch: Callable[[str], float] = _free) -> Ticket | None:
         """The job that should join now (it stays until :meth:`take`), or None when nothing waits.
 
         ``switch`` gives the measured seconds of switching to a model.

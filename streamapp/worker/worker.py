@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from streamapp.broker.record import TP
-from streamapp.clock import Clock
-from streamapp.db import ENDED, Claims, Held, State, TaskRow
+from streamapp.db import ENDED, Held, State, TaskRow
 from streamapp.errors import Unavailable
-from streamapp.records import DeadLetter, TaskMessage
-from streamapp.scheduling.cost import Rates
+from streamapp.records import TaskMessage
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 from streamapp.worker.backlog import Backlog, Job, Phase, Receipt
-from streamapp.worker.claimed import Lives, Publish, Why
-from streamapp.worker.drawing import Drawing, Order
+from streamapp.worker.claimed import Lives, Why
 from streamapp.worker.finisher import Finisher
 from streamapp.worker.leases import Leases
-from streamapp.worker.spool import Spool
+from streamapp.worker.parts import Parts
 
 log = get_logger(__name__)
 #: Jobs looked up in the database, and claimed, by one statement.
@@ -32,46 +30,21 @@ LEAST_HOLD = 0.5
 class Worker:
     """One GPU's worth of jobs. ``wake`` may be called from anywhere on the loop; ``window`` by one task only."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        claims: Claims,
-        drawing: Drawing,
-        spool: Spool,
-        clock: Clock,
-        order: Callable[[TaskRow], Awaitable[Order]],
-        publish: Publish,
-        dead_letter: Callable[[DeadLetter], Awaitable[None]],
-        release: Callable[[TP], object] = lambda tp: None,
-    ) -> None:
+    def __init__(self, settings: Settings, parts: Parts) -> None:
         self.settings = settings
-        self.claims = claims
-        self.drawing = drawing
-        self.spool = spool
-        self.clock = clock
-        self.rates = Rates()
-        self.backlog = Backlog(settings.lookahead, release)
+        self.claims = parts.claims
+        self.drawing = parts.drawing
+        self.spool = parts.spool
+        self.clock = parts.clock
+        self.backlog = Backlog(settings.lookahead, parts.release)
         self.draining = False
         self.crowded = False  # the last turn ended because the engine was full
         self.owned: frozenset[TP] = frozenset()
         self.woken = asyncio.Event()
         self._changed: Callable[[], None] = lambda: None
-        self._finisher = Finisher(claims)
-        self.lives = Lives(
-            worker_id=settings.worker_id,
-            backlog=self.backlog,
-            claims=claims,
-            drawing=drawing,
-            finisher=self._finisher,
-            rates=self.rates,
-            clock=clock,
-            order=order,
-            publish=publish,
-            dead_letter=dead_letter,
-            changed=self.wake,
-        )
-        self._leases = Leases(claims, self.lives.running, settings.lease, settings.lease_renewal)
+        self._finisher = Finisher(parts.claims)
+        self.lives = Lives(settings.worker_id, parts, self.backlog, self._finisher, self.wake)
+        self._leases = Leases(parts.claims, self.lives.running, settings.lease, settings.lease_renewal)
         self._window_lock = asyncio.Lock()
 
     async def start(self) -> None:
@@ -100,11 +73,12 @@ class Worker:
         if self.backlog.add(message, receipt, now):
             self.wake()
 
-    async def assigned(self, owned: Set[TP]) -> None:
+    async def assigned(self, owned: AbstractSet[TP]) -> None:
         """A rebalance ended: unstarted jobs of partitions that went elsewhere leave; what runs, runs on."""
         self.owned = frozenset(owned)
         dropped = self.backlog.drop_partitions(owned)
-        log.info("partitions assigned", action="assigned", partitions=len(owned), dropped=dropped, held=len(self.backlog))
+        held = len(self.backlog)
+        log.info("partitions assigned", action="assigned", partitions=len(owned), dropped=dropped, held=held)
         self.wake()
 
     def wake(self) -> None:
@@ -207,7 +181,7 @@ class Worker:
         if any(claimed.job.alone for claimed in self.lives.running.values()):
             return picked
         while len(picked) < CLAIM:
-            ticket = self.backlog.waiting.next(now, self.rates.switch)
+            ticket = self.backlog.waiting.next(now, self.lives.rates.switch)
             job = None if ticket is None else self.backlog.get(ticket.task_id)
             if job is None:
                 break
@@ -245,8 +219,7 @@ class Worker:
         known = bool(row.history) and row.history[-1].get("code") == "engine_crashed"
         if known and not job.alone and self.lives.running:
             job.alone = True
-            assert row.claim_token is not None
-            await self.claims.hand_back({row.id: row.claim_token})
+            await self.claims.hand_back({row.id: row.claim_token or ""})
             self.backlog.wait(job)
             return
         job.alone = job.alone or known

@@ -66,7 +66,9 @@ def test_a_silent_worker_is_forgotten_when_another_speaks() -> None:
     assert set(tables.backlog) == set(tables.loras) == {"w1"}
 
 
-@pytest.mark.parametrize("raw", [None, b"", b"{", b"[]", b'{"kind": "task", "v": 1}', b'{"kind": "worker_status", "v": 9}'])
+@pytest.mark.parametrize(
+    "raw", [None, b"", b"{", b"[]", b'{"kind": "task", "v": 1}', b'{"kind": "worker_status", "v": 9}']
+)
 def test_bad_statuses_are_refused_and_change_nothing(raw: bytes | None) -> None:
     tables = Statuses()
     with pytest.raises(BadMessage):
@@ -77,7 +79,12 @@ def test_bad_statuses_are_refused_and_change_nothing(raw: bytes | None) -> None:
 def test_events_are_counted_per_minute_and_hour_by_shape_and_lora() -> None:
     counting = analytics.Analytics({})
     for offset, (event, at) in enumerate(
-        [("submitted", 5 * MINUTE), ("succeeded", 5 * MINUTE + 30_000), ("succeeded", 6 * MINUTE), ("failed", 6 * MINUTE)]
+        [
+            ("submitted", 5 * MINUTE),
+            ("succeeded", 5 * MINUTE + 30_000),
+            ("succeeded", 6 * MINUTE),
+            ("failed", 6 * MINUTE),
+        ]
     ):
         counting.take(happened(event, at), 3, offset)
     counts = {count.key: count for count in counting.drain()}
@@ -128,7 +135,13 @@ def test_totals_keep_absolute_values_and_forget_old_windows() -> None:
 
     def count(start: int, finished: int) -> bytes:
         return ThroughputCount(
-            window="minute", start=start, family="sd15", shape="128x128", with_lora=False, partition=0, finished=finished
+            window="minute",
+            start=start,
+            family="sd15",
+            shape="128x128",
+            with_lora=False,
+            partition=0,
+            finished=finished,
         ).encode()
 
     totals.take(count(0, 1), table, swept)

@@ -18,6 +18,7 @@ from streamapp.models import catalogue
 from streamapp.records import DeadLetter
 from streamapp.settings import Settings
 from streamapp.storage import LocalStorage
+from streamapp.worker.parts import Parts
 from streamapp.worker.pictures import Orders, Publisher
 from streamapp.worker.spool import Spool
 from streamapp.worker.worker import Worker
@@ -114,8 +115,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     async def keep(letter: DeadLetter) -> None:
         letters.append(letter)
 
-    worker = Worker(
-        settings,
+    parts = Parts(
         claims=Claims(database),
         drawing=drawing,
         spool=spool,
@@ -123,7 +123,9 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         order=Orders(settings, registry),
         publish=Publisher(settings, spool, clock),
         dead_letter=keep,
+        release=print,
     )
+    worker = Worker(settings, parts)
     await worker.start()
     agent = asyncio.create_task(gpu.run(worker))
     yield Bench(settings, database, storage, drawing, worker, letters=letters)

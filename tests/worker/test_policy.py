@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,8 +12,16 @@ from hypothesis import strategies as st
 from streamapp.worker.policy import CEILINGS, Ticket, Waiting
 
 
-def ticket(name: str, *, model: str = "a", user: str = "u", priority: int = 2, cost: float = 1.0, since: float = 0.0,
-           order: int = 0) -> Ticket:
+def ticket(
+    name: str,
+    *,
+    model: str = "a",
+    user: str = "u",
+    priority: int = 2,
+    cost: float = 1.0,
+    since: float = 0.0,
+    order: int = 0,
+) -> Ticket:
     return Ticket(name, model, user, priority, cost, order, since)
 
 
@@ -60,7 +69,7 @@ def test_the_current_checkpoint_is_kept_while_that_is_cheapest() -> None:
     for number in range(40):
         waiting.add(ticket(f"{number}", model="ab"[number % 2], order=number))
     models = [t.model for t in drain(waiting, now=1.0)]
-    assert sum(a != b for a, b in zip(models, models[1:], strict=False)) == 1
+    assert sum(a != b for a, b in pairwise(models)) == 1
 
 
 def test_a_waiting_model_gets_its_turn_when_its_waiting_costs_more_than_the_switch() -> None:
@@ -78,7 +87,7 @@ def test_a_waiting_model_gets_its_turn_when_its_waiting_costs_more_than_the_swit
             now += 2.0
         waiting.take(chosen, now)
         now += 0.5
-    lengths = [b - a for a, b in zip(runs, runs[1:], strict=False)]
+    lengths = [b - a for a, b in pairwise(runs)]
     assert lengths
     assert min(lengths) >= 8.0  # at least PATIENCE switch times: the share of time lost to switching is bounded
     assert max(lengths) <= 40.0
@@ -128,7 +137,9 @@ def test_a_decision_costs_the_same_with_a_hundred_times_more_jobs() -> None:
 
 
 jobs = st.lists(
-    st.tuples(st.sampled_from("abc"), st.sampled_from("uvw"), st.integers(0, 3), st.floats(0.1, 10), st.integers(0, 100)),
+    st.tuples(
+        st.sampled_from("abc"), st.sampled_from("uvw"), st.integers(0, 3), st.floats(0.1, 10), st.integers(0, 100)
+    ),
     max_size=60,
 )
 

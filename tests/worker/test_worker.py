@@ -19,7 +19,10 @@ async def test_a_delivered_task_ends_succeeded_with_stored_pictures_and_is_acked
     await bench.submit("t1", n=2, seed=41)
     assert await bench.ended("t1") == {"t1": State.SUCCEEDED}
     images = (await bench.tasks.images(["t1"]))["t1"]
-    assert [(image.idx, image.seed, image.content_type) for image in images] == [(0, 41, "image/png"), (1, 42, "image/png")]
+    assert [(image.idx, image.seed, image.content_type) for image in images] == [
+        (0, 41, "image/png"),
+        (1, 42, "image/png"),
+    ]
     for image in images:
         data = b"".join([part async for part in bench.storage.read(image.key)])
         assert len(data) == image.bytes
@@ -194,7 +197,9 @@ async def crashed(bench: Bench, times: int) -> bool:
     return bench.worker.lives.counts.crashes >= times
 
 
-async def test_a_storage_outage_keeps_the_picture_and_the_task_open(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_storage_outage_keeps_the_picture_and_the_task_open(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put, down = bench.storage.put, [True]
 
     async def flaky(key: str, data: bytes, content_type: str) -> None:

@@ -1,0 +1,35 @@
+"""What a worker is given: everything outside it that it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from streamapp.broker.record import TP
+from streamapp.clock import Clock
+from streamapp.db import Claims, ImageRow, TaskRow
+from streamapp.records import DeadLetter
+from streamapp.worker.drawing import Drawing, Drawn, Order
+from streamapp.worker.spool import Spool
+
+
+class Publish(Protocol):
+    """Turns one drawn picture into a stored one."""
+
+    async def __call__(self, order: Order, drawn: Drawn) -> tuple[ImageRow, float]:
+        """The row of the stored picture and the seconds that post-processing and storing took."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The worker's surroundings; ``release`` lets a held partition flow again."""
+
+    claims: Claims
+    drawing: Drawing
+    spool: Spool
+    clock: Clock
+    order: Callable[[TaskRow], Awaitable[Order]]
+    publish: Publish
+    dead_letter: Callable[[DeadLetter], Awaitable[None]]
+    release: Callable[[TP], object]
