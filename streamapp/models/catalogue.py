@@ -7,14 +7,13 @@ import re
 from pathlib import Path
 from typing import Any, Protocol
 
-import orjson
-
 from streamapp.db.rows import LoraRow, ModelRow
 from streamapp.errors import InvalidRequest, NotFound
 from streamapp.models.digest import autov3, identify
 from streamapp.models.families import family as known_family
 from streamapp.models.place import place
 from streamapp.models.safe import LoraHeader, check_folder, check_lora, check_model
+from streamapp.models.words import vocabulary
 from streamapp.settings import Settings
 
 PACKAGE = "package:"
@@ -34,7 +33,7 @@ POCKET = ModelRow(
     traits={
         "title": "Pocket: 236 things in small, from English words",
         "license": "Apache-2.0",
-        "card": "docs/models.md",
+        "words": "pocket/words.json",
         # Measured by eye: at 136 pixels and above subjects double, below 104 they are cut off.
         "native": 128,
         "min_side": 104,
@@ -92,8 +91,7 @@ def models_root(settings: Settings) -> Path:
 
 def pocket_words() -> tuple[str, ...]:
     """The things that the model that ships can draw, one word or phrase for each."""
-    concepts = orjson.loads((HERE / "pocket" / "words.json").read_bytes())["concepts"]
-    return tuple(concept["words"][0] for concept in concepts)
+    return tuple(names[0] for names in vocabulary(POCKET.traits["words"]))
 
 
 async def add_file(

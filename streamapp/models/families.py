@@ -12,6 +12,9 @@ from typing import Any
 
 from streamapp.errors import InvalidRequest
 
+#: The samplers that every family of diffusion models here can be drawn with, by the names that clients send.
+SAMPLERS = ("DDIM", "Euler", "Euler a", "DPM++ 2M")
+
 
 @dataclass(frozen=True, slots=True)
 class Traits:

@@ -16,6 +16,7 @@ from streamapp.db.rows import LoraRow, ModelRow
 from streamapp.errors import InvalidRequest, NotFound
 from streamapp.models.catalogue import HERE, POCKET, add_file, locate, pocket_words, seed
 from streamapp.models.digest import autov3, identify
+from streamapp.models.words import vocabulary_note
 from streamapp.settings import Settings, load_settings
 from tests.models.make_lora import make_lora
 
@@ -72,6 +73,21 @@ def test_the_words_of_the_model_that_ships() -> None:
     assert len(words) == 236
     assert {"panda", "rocket", "strawberry"} <= set(words)
     assert all(word in (HERE / "pocket" / "MODEL_CARD.md").read_text().replace("\n", " ") for word in words)
+
+
+@pytest.mark.parametrize(
+    "text", ["a cute panda", "two PANDAS in the snow", "masterpiece, best quality, rocket, 8k", "cherries", "a T-Shirt"]
+)
+def test_a_prompt_that_names_something_known_needs_no_note(text: str) -> None:
+    assert vocabulary_note("pocket", POCKET.traits, text) is None
+
+
+@pytest.mark.parametrize("text", ["一只可爱的熊猫", "a concatenation of categories", "", "the president"])
+def test_a_prompt_that_names_nothing_known_gets_a_note(text: str) -> None:
+    note = vocabulary_note("pocket", POCKET.traits, text)
+    assert note is not None
+    assert "236 things" in note
+    assert vocabulary_note("dreamy", {}, text) is None
 
 
 async def test_seeding_registers_the_model_that_ships(settings: Settings) -> None:
