@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
     }
     processes.mark()
     network.install()
+    # A time limit around the run ends it with SIGTERM: fixtures must still stop their servers.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def foreign(name: str) -> bool:

@@ -20,14 +20,16 @@ class Leftover:
     line: str
 
 
-def mark() -> str:
-    """Mark this process, so that all it starts from now on can be found."""
-    return os.environ.setdefault(MARK, secrets.token_hex(8))
+def mark() -> None:
+    """Mark this process, so that all it starts from now on can be found; a run inside a run keeps the outer's mark."""
+    os.environ.setdefault(MARK, f"{os.getpid()}-{secrets.token_hex(8)}")
 
 
 def leftovers() -> list[Leftover]:
-    """Marked processes other than this one and its ancestors."""
-    value = os.environ.get(MARK)
+    """Processes that this run started; none for a run inside a run, whose siblings are the outer one's business."""
+    value = os.environ.get(MARK, "")
+    if not value.startswith(f"{os.getpid()}-"):
+        return []
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = []
     for process in psutil.process_iter():
