@@ -6,7 +6,7 @@ is described once, where it is raised.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 
 class AppError(Exception):
@@ -20,9 +20,9 @@ class AppError(Exception):
         details: extra JSON-serialisable facts (``field``, ``known``, ``retry_after`` …).
     """
 
-    code: ClassVar[str] = "internal_error"
-    status: ClassVar[int] = 500
-    retryable: ClassVar[bool] = False
+    code: str = "internal_error"
+    status: int = 500
+    retryable: bool = False
 
     def __init__(self, message: str, **details: Any) -> None:
         super().__init__(message)

@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     app_id: str = "gpu_worker_group"
     worker_id: str = Field(default_factory=default_worker_id)
     families: Annotated[tuple[str, ...], NoDecode] = ("sd15",)
-    engine: Literal["process", "inline", "fake"] = "process"
+    engine: Literal["process", "inline", "fake", "fake-process"] = "process"
     device: str = "cpu"
     engine_threads: Count = 1
     max_batch_rows: Count | None = None

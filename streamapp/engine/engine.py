@@ -1,0 +1,282 @@
+"""Step-level continuous batching: ``step()`` is schedule, run, retire.
+
+Samples join and leave between ticks; those of one key (checkpoint, latent shape) share a denoiser forward whatever
+their step, step count, sampler, guidance and prompt. Keys take turns, so none starves. The idea of scheduling per
+iteration is Orca's (Yu et al., OSDI 2022), with a denoising step in place of a token.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from streamapp.engine.caps import Caps
+from streamapp.engine.errors import EngineError
+from streamapp.engine.events import Event
+from streamapp.engine.families import Checkpoint, Device, load
+from streamapp.engine.job import Job
+from streamapp.engine.sample import Sample
+
+#: Samples prepared ahead of free room, so that a freed row is filled at the next tick.
+AHEAD = 2
+#: Ticks whose figures are kept for :meth:`Engine.stats`.
+KEPT_TICKS = 1000
+
+
+class Engine:
+    """Draws jobs with loaded checkpoints, many at a time. Not thread-safe: one thread calls it.
+
+    Args:
+        device: ``cpu`` or ``cuda:0``.
+        dtype: of the denoiser's weights and activations; ``float32`` on CPU.
+        max_batch_rows: most denoiser rows in one tick; None takes the defaults of :mod:`streamapp.engine.caps`.
+        threads: of the tensor library.
+        clock: monotonic seconds (tests inject their own).
+        options: passed to every family's ``load``.
+    """
+
+    def __init__(
+        self,
+        device: str = "cpu",
+        dtype: str = "float32",
+        max_batch_rows: int | None = None,
+        threads: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.device = Device(device, dtype, threads)
+        self.caps = Caps(max_batch_rows)
+        self.clock = clock
+        self._options = dict(options or {})
+        self._checkpoints: dict[str, Checkpoint] = {}
+        self._waiting: deque[Sample] = deque()
+        self._ready: deque[Sample] = deque()
+        self._running: OrderedDict[tuple[Any, ...], list[Sample]] = OrderedDict()
+        self._events: list[Event] = []
+        self._ticks: deque[dict[str, Any]] = deque(maxlen=KEPT_TICKS)
+        self._names = count(1)
+
+    # Weights.
+    def load(self, name: str, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
+        """Load a checkpoint under ``name``; one that is loaded under that name already is replaced when idle.
+
+        Raises:
+            EngineError: ``load_failed``, or ``invalid_job`` while samples still use the old one.
+        """
+        options = {**self._options, "variant": variant, "clock": self.clock}
+        self._unused(name)
+        loaded = load(family, path, self.device, options)
+        self.unload(name)
+        self._checkpoints[name] = loaded
+
+    def unload(self, name: str) -> None:
+        """Free a checkpoint; unknown names are ignored."""
+        self._unused(name)
+        checkpoint = self._checkpoints.pop(name, None)
+        if checkpoint is not None:
+            checkpoint.release()
+
+    def load_lora(self, name: str, path: str | Path, model: str) -> None:
+        """Keep an adapter ready for jobs of ``model``.
+
+        Raises:
+            EngineError: ``incompatible_lora`` naming the layer, ``load_failed`` for an unreadable file.
+        """
+        self._checkpoint(model).load_lora(name, Path(path))
+
+    def unload_lora(self, name: str) -> None:
+        """Forget an adapter everywhere; samples that use it keep their factors until they end."""
+        for checkpoint in self._checkpoints.values():
+            checkpoint.unload_lora(name)
+
+    # Jobs.
+    def submit(self, job: Job, job_id: str | None = None) -> str:
+        """Queue a job; its id.
+
+        Raises:
+            EngineError: what is wrong with it, before anything ran.
+        """
+        job.check()
+        checkpoint = self._checkpoint(job.model)
+        missing = [lora.name for lora in job.loras if lora.name not in checkpoint.adapters]
+        if missing:
+            raise EngineError("unknown_lora", f"LoRA {missing[0]!r} is not loaded for {job.model!r}", field="loras")
+        checkpoint.validate(job)
+        name = job_id if job_id is not None else f"job-{next(self._names)}"
+        adapters = tuple(sorted((lora.name, float(lora.weight)) for lora in job.loras if lora.weight))
+        self._waiting.extend(Sample(name, index, job, adapters=adapters) for index in range(job.num_images))
+        return name
+
+    def cancel(self, job_id: str, index: int | None = None) -> None:
+        """Take a job's samples (or one) out before the next tick; each gets a ``cancelled`` event."""
+
+        def hit(sample: Sample) -> bool:
+            return sample.job_id == job_id and index in (None, sample.index)
+
+        for sample in [*self._waiting, *self._ready, *self._all_running()]:
+            if hit(sample):
+                self._events.append(Event(job_id, sample.index, "cancelled"))
+        self._keep(lambda sample: not hit(sample))
+
+    def step(self, timeout: float = 0.0) -> list[Event]:
+        """One tick: let samples join, run one batch, retire what is done; what happened meanwhile.
+
+        ``timeout`` is there for the hosts that share this interface; an engine in its own thread never waits.
+        """
+        self._schedule()
+        batch = self._next_batch()
+        if batch:
+            self._run(batch)
+            self._retire(batch)
+        events, self._events = self._events, []
+        return events
+
+    def run(self) -> Iterator[Event]:
+        """Step until idle."""
+        while True:
+            yield from self.step()
+            if self.idle and not self._events:
+                return
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do."""
+        return not (self._waiting or self._ready or self._running)
+
+    def stats(self) -> dict[str, Any]:
+        """Samples waiting and running, resident bytes by name, and the last ticks (rows, samples, key, seconds)."""
+        return {
+            "waiting": len(self._waiting) + len(self._ready),
+            "running": sum(len(samples) for samples in self._running.values()),
+            "checkpoints": {name: checkpoint.bytes for name, checkpoint in self._checkpoints.items()},
+            "loras": {name: size for c in self._checkpoints.values() for name, size in c.adapters.items()},
+            "ticks": list(self._ticks),
+        }
+
+    def close(self) -> None:
+        """Free everything; unfinished jobs are gone."""
+        self._keep(lambda sample: False)
+        for name in list(self._checkpoints):
+            self.unload(name)
+
+    # Schedule.
+    def _schedule(self) -> None:
+        """Prepare what can join soon (at most one encode batch between two ticks), then fill the rows."""
+        if self._waiting and len(self._ready) < AHEAD + self._free():
+            self._prepare(self._encode_batch())
+        for _ in range(len(self._ready)):
+            sample = self._ready.popleft()
+            running = self._running.setdefault(sample.key, [])
+            if self.caps.fits(running, sample):
+                running.append(sample)
+            else:
+                self._ready.append(sample)
+        for key in [key for key, samples in self._running.items() if not samples]:
+            del self._running[key]
+
+    def _free(self) -> int:
+        """Samples of the first waiting one's size that still find room."""
+        first = self._waiting[0]
+        used = sum(s.rows for s in self._all_running() if (s.job.width, s.job.height) == (first.job.width, first.job.height))
+        return max(0, self.caps.rows(first.job.width, first.job.height) - used) // first.rows
+
+    def _encode_batch(self) -> list[Sample]:
+        """The next waiting samples of one model that could join soon."""
+        first = self._waiting[0]
+        batch: list[Sample] = []
+        limit = AHEAD + self._free()
+        while self._waiting and self._waiting[0].job.model == first.job.model and len(batch) < limit:
+            batch.append(self._waiting.popleft())
+        return batch
+
+    def _prepare(self, samples: list[Sample]) -> None:
+        began = self.clock()
+        checkpoint = self._checkpoints[samples[0].job.model]
+        try:
+            checkpoint.prepare(samples)
+        except EngineError as error:
+            if len(samples) == 1:
+                self._fail(samples, error)
+                return
+            for sample in samples:  # one of them is to blame: find it
+                self._prepare([sample])
+            return
+        for sample in samples:
+            sample.key = (sample.job.model, *checkpoint.key(sample))
+            sample.spent("encode", self.clock() - began)
+            self._ready.append(sample)
+
+    # Run.
+    def _next_batch(self) -> list[Sample]:
+        """The samples of the key whose turn it is."""
+        if not self._running:
+            return []
+        key = next(iter(self._running))
+        self._running.move_to_end(key)
+        return list(self._running[key])
+
+    def _run(self, batch: list[Sample]) -> None:
+        began = self.clock()
+        self._checkpoints[batch[0].job.model].denoise(batch)
+        wall = self.clock() - began
+        self._ticks.append(
+            {"key": batch[0].key, "samples": len(batch), "rows": sum(s.rows for s in batch), "wall_s": wall}
+        )
+        for sample in batch:
+            sample.step += 1
+            sample.spent("denoise", wall)
+            self._events.append(Event(sample.job_id, sample.index, "progress", (sample.step, sample.steps)))
+
+    # Retire.
+    def _retire(self, batch: list[Sample]) -> None:
+        done = [sample for sample in batch if sample.step >= sample.steps]
+        if not done:
+            return
+        self._keep(lambda sample: sample.step < sample.steps or not sample.steps)
+        began = self.clock()
+        pictures = self._checkpoints[done[0].job.model].decode(done)
+        wall = self.clock() - began
+        for sample, picture in zip(done, pictures, strict=True):
+            sample.spent("decode", wall)
+            if isinstance(picture, EngineError):
+                self._events.append(Event(sample.job_id, sample.index, "failed", picture))
+            else:
+                if hasattr(picture, "info"):
+                    picture.info["seconds"] = dict(sample.seconds)
+                self._events.append(Event(sample.job_id, sample.index, "image", picture))
+
+    def _fail(self, samples: Sequence[Sample], error: EngineError) -> None:
+        """The jobs of these samples fail as a whole: their other images are taken out."""
+        for job_id in dict.fromkeys(sample.job_id for sample in samples):
+            self._keep(lambda sample, gone=job_id: sample.job_id != gone)  # type: ignore[misc]
+            self._events.append(Event(job_id, -1, "failed", error))
+
+    # Small things.
+    def _all_running(self) -> Iterator[Sample]:
+        for samples in self._running.values():
+            yield from samples
+
+    def _keep(self, wanted: Callable[[Sample], bool]) -> None:
+        self._waiting = deque(filter(wanted, self._waiting))
+        self._ready = deque(filter(wanted, self._ready))
+        for key, samples in list(self._running.items()):
+            kept = [sample for sample in samples if wanted(sample)]
+            if kept:
+                self._running[key] = kept
+            else:
+                del self._running[key]
+
+    def _checkpoint(self, name: str) -> Checkpoint:
+        found = self._checkpoints.get(name)
+        if found is None:
+            known = ", ".join(self._checkpoints) or "none"
+            raise EngineError("unknown_model", f"model {name!r} is not loaded; loaded: {known}", field="model")
+        return found
+
+    def _unused(self, name: str) -> None:
+        if any(s.job.model == name for s in [*self._waiting, *self._ready, *self._all_running()]):
+            raise EngineError("invalid_job", f"model {name!r} is in use; wait for its samples or cancel them")

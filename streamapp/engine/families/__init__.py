@@ -1,0 +1,82 @@
+"""Families of architectures: the interface each implements in one file, and the registry that loads them lazily.
+
+A family's module defines ``load(path, options) -> Checkpoint``. Adding a family is adding one file and one line here;
+importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from streamapp.engine.errors import EngineError
+from streamapp.engine.sample import Sample
+
+#: family → module; a bare file's family is found by `detect` where it is not named.
+MODULES: Mapping[str, str] = {
+    "sd15": "streamapp.engine.families.sd15",
+    "fake": "streamapp.engine.families.fake",
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and how a checkpoint is loaded."""
+
+    name: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+
+
+class Checkpoint(Protocol):
+    """A loaded checkpoint. The engine calls it from one thread only."""
+
+    family: str
+
+    def validate(self, job: Any) -> None:
+        """Refuse what this checkpoint cannot draw, before the job runs (raises EngineError)."""
+
+    def prepare(self, samples: Sequence[Sample]) -> None:
+        """Encode prompts (shared inside the call) and draw initial noise: the samples are ready to join a tick."""
+
+    def key(self, sample: Sample) -> tuple[Any, ...]:
+        """Samples with equal keys can share a tick."""
+
+    def denoise(self, samples: Sequence[Sample]) -> None:
+        """One denoiser forward for all and one solver step each; ``step`` is advanced by the engine."""
+
+    def decode(self, samples: Sequence[Sample]) -> list[Any]:
+        """Finished latents to pictures, in the form each job's ``output`` names; EngineError in place of a bad one."""
+
+    def load_lora(self, name: str, path: Path) -> int:
+        """Keep an adapter ready under ``name``; its bytes. Raises EngineError naming the layer that does not fit."""
+
+    def unload_lora(self, name: str) -> None:
+        """Forget an adapter; unknown names are ignored."""
+
+    @property
+    def adapters(self) -> Mapping[str, int]:
+        """Adapters by name, with their bytes."""
+
+    @property
+    def bytes(self) -> int:
+        """Weights held on the device."""
+
+    def release(self) -> None:
+        """Free the weights."""
+
+
+def load(family: str | None, path: str | Path, device: Device, options: Mapping[str, Any]) -> Checkpoint:
+    """Load a checkpoint of ``family``.
+
+    Raises:
+        EngineError: ``load_failed`` with the reason: unknown family, missing or unreadable files.
+    """
+    name = family or "sd15"
+    if name not in MODULES:
+        raise EngineError("load_failed", f"family {name!r} is not known; known: {', '.join(MODULES)}", family=name)
+    module = import_module(MODULES[name])
+    return cast(Checkpoint, module.load(Path(path), device, options))

@@ -1,0 +1,105 @@
+"""A family that costs nothing: deterministic pictures without tensors, for tests, load runs and trials of a fleet.
+
+Options: ``tick_s`` (seconds per tick), ``load_s``, ``sleep`` (how to spend them; tests inject a fake clock's). A prompt
+that contains one of the words below makes it misbehave, which real weights do only when it hurts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from streamapp.engine.errors import EngineError
+from streamapp.engine.events import Picture
+from streamapp.engine.families import Device
+from streamapp.engine.sample import Sample
+
+#: Words in a prompt that kill the process, hang it, or spoil the sample.
+CRASH, HANG, SPOIL = "fake:crash", "fake:hang", "fake:nan"
+
+
+def load(path: Path, device: Device, options: Mapping[str, Any]) -> FakeCheckpoint:
+    """A fake checkpoint; the path is not read."""
+    return FakeCheckpoint(path, options)
+
+
+class FakeCheckpoint:
+    """Keeps the promises of a checkpoint and draws coloured stripes."""
+
+    family = "fake"
+
+    def __init__(self, path: Path, options: Mapping[str, Any]) -> None:
+        self._salt = path.name
+        self._tick_s = float(options.get("tick_s") or 0.0)
+        self._sleep: Callable[[float], None] = options.get("sleep") or time.sleep
+        self._loras: dict[str, int] = {}
+        self._spend(float(options.get("load_s") or 0.0))
+
+    def _spend(self, seconds: float) -> None:
+        if seconds > 0:
+            self._sleep(seconds)
+
+    def validate(self, job: Any) -> None:
+        """Sides must be multiples of eight, like everywhere."""
+        if job.width % 8 or job.height % 8:
+            raise EngineError("invalid_job", f"{job.width}x{job.height}: sides must be multiples of 8", field="width")
+
+    def prepare(self, samples: Sequence[Sample]) -> None:
+        """Nothing to encode."""
+        for sample in samples:
+            sample.steps = sample.job.num_inference_steps
+
+    def key(self, sample: Sample) -> tuple[Any, ...]:
+        """Samples of one size share a tick."""
+        return (sample.job.height // 8, sample.job.width // 8)
+
+    def denoise(self, samples: Sequence[Sample]) -> None:
+        """Spend a tick; misbehave where asked."""
+        self._spend(self._tick_s)
+        for sample in samples:
+            if CRASH in sample.job.prompt and sample.step + 1 >= sample.steps // 2:
+                os._exit(70)
+            if HANG in sample.job.prompt:
+                time.sleep(3600)
+
+    def decode(self, samples: Sequence[Sample]) -> list[Any]:
+        """Stripes whose colours are a digest of everything that decides the picture."""
+        return [self._picture(sample) for sample in samples]
+
+    def _picture(self, sample: Sample) -> Any:
+        job = sample.job
+        if SPOIL in job.prompt:
+            return EngineError("not_finite", "the picture came out as not-a-number; try another seed or less guidance")
+        about = (self._salt, job.prompt, job.negative_prompt, sample.seed, job.num_inference_steps, sample.adapters)
+        digest = hashlib.sha256(repr(about).encode()).digest()
+        stripe = max(1, job.width // 8)
+        row = b"".join(digest[3 * (x // stripe % 8) : 3 * (x // stripe % 8) + 3] for x in range(job.width))
+        info = {"seed": sample.seed, "sampler": "fake", "steps": sample.steps, "precision": "none", "notes": ()}
+        picture = Picture(job.width, job.height, row * job.height, info)
+        return picture.to_pil() if job.output == "pil" else picture
+
+    def load_lora(self, name: str, path: Path) -> int:
+        """Remember the name."""
+        self._loras[name] = 1
+        return 1
+
+    def unload_lora(self, name: str) -> None:
+        """Forget the name."""
+        self._loras.pop(name, None)
+
+    @property
+    def adapters(self) -> Mapping[str, int]:
+        """Names that were loaded."""
+        return self._loras
+
+    @property
+    def bytes(self) -> int:
+        """Weighs nothing."""
+        return 0
+
+    def release(self) -> None:
+        """Nothing to free."""

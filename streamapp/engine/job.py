@@ -1,0 +1,96 @@
+"""What the engine is asked for: plain values, checked before anything is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from streamapp.engine.errors import EngineError
+from streamapp.engine.names import sampler_name
+
+MAX_ADAPTERS = 5
+MAX_IMAGES = 100
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A loaded adapter by name, with the weight its effect is scaled by (−2…2)."""
+
+    name: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Control:
+    """A ControlNet and its picture; ``start`` and ``end`` are shares of the denoising, 0..1."""
+
+    model: str
+    image: Any
+    scale: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request: ``num_images`` samples that share everything but their seed (image ``i`` uses ``seed + i``).
+
+    ``width`` and ``height`` are pixels. ``output`` is ``pil``, ``rgb`` (:class:`~streamapp.engine.events.Picture`) or
+    ``latent`` (the diffusers pipeline's layout, ``(4, height / 8, width / 8)``).
+    """
+
+    model: str
+    prompt: str = ""
+    negative_prompt: str | None = None
+    width: int = 512
+    height: int = 512
+    num_inference_steps: int = 20
+    guidance_scale: float = 7.5
+    sampler: str = "Auto"
+    schedule: str | None = None
+    seed: int = 0
+    num_images: int = 1
+    clip_skip: int = 1
+    loras: tuple[LoRA, ...] | list[LoRA] = ()
+    image: Any = None
+    mask_image: Any = None
+    strength: float | None = None
+    controls: tuple[Control, ...] | list[Control] = ()
+    output: Literal["pil", "rgb", "latent"] = "pil"
+
+    def check(self) -> Job:
+        """The job itself, if its values are within the outer limits of every family.
+
+        Raises:
+            EngineError: ``invalid_job`` or ``unknown_sampler``, naming the field and what to change.
+        """
+        _within("width", self.width, 64, 2048)
+        _within("height", self.height, 64, 2048)
+        _within("num_inference_steps", self.num_inference_steps, 1, 150)
+        _within("guidance_scale", self.guidance_scale, 0, 30)
+        _within("num_images", self.num_images, 1, MAX_IMAGES)
+        _within("seed", self.seed, 0, 2**63 - 1)
+        if len(self.loras) > MAX_ADAPTERS:
+            raise _invalid("loras", f"{len(self.loras)} adapters are named, at most {MAX_ADAPTERS} can be mixed")
+        for lora in self.loras:
+            _within(f"weight of LoRA {lora.name}", lora.weight, -2, 2)
+        if len({lora.name for lora in self.loras}) < len(self.loras):
+            raise _invalid("loras", "an adapter is named twice; add the weights up instead")
+        if self.mask_image is not None and self.image is None:
+            raise _invalid("mask_image", "a mask needs the image it belongs to")
+        for name in ("image", "controls", "schedule"):
+            if getattr(self, name):
+                raise _invalid(name, f"{name} is not built yet; leave it out")
+        if self.clip_skip != 1:
+            raise _invalid("clip_skip", "clip_skip is not built yet; use 1")
+        sampler_name(self.sampler)
+        return self
+
+
+def _invalid(field: str, message: str) -> EngineError:
+    return EngineError("invalid_job", message, field=field)
+
+
+def _within(field: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # also refuses NaN
+        raise _invalid(field, f"{field} is {value}, it must be between {low} and {high}")

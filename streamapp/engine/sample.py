@@ -1,0 +1,48 @@
+"""The one mutable object of the engine: one image on its way from noise to picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from streamapp.engine.job import Job
+
+
+@dataclass(eq=False, slots=True)
+class Sample:
+    """One image being drawn.
+
+    ``latents`` is the family's own (torch: ``(4, h, w)`` float32 on the device); ``memory`` holds the solver's kept
+    tensors, ``(slots, 4, h, w)``. ``step`` counts denoiser calls done, of ``steps`` (second-order solvers call twice
+    a step). A sample joins with its prompt encoded and leaves when ``step == steps``.
+    """
+
+    job_id: str
+    index: int
+    job: Job
+    key: tuple[Any, ...] = ()
+    latents: Any = None
+    memory: Any = None
+    schedule: Any = None
+    noise: Any = None
+    cond: Any = None
+    uncond: Any = None
+    adapters: tuple[tuple[str, float], ...] = ()
+    step: int = 0
+    steps: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def seed(self) -> int:
+        """Image i of a job uses its seed + i."""
+        return self.job.seed + self.index
+
+    @property
+    def rows(self) -> int:
+        """Denoiser rows it takes in a tick: two when guided."""
+        return 2 if self.job.guidance_scale > 1 else 1
+
+    def spent(self, stage: str, seconds: float) -> None:
+        """Add to the wall seconds of a stage (a tick counts whole for each of its samples)."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
