@@ -18,9 +18,8 @@ demo: venv  ## draw a few pictures into ./out: no Kafka, database server, GPU or
 up: venv  ## run the whole service in one process and keep serving
 	@.venv/bin/streamapp up
 
-test: venv  ## run all tests, real servers included (STREAMAPP_TESTS_STRICT=1: a missing server fails)
-	@$(PYTHON) -m tests.servers install || true
-	$(PYTHON) -m pytest $(ARGS)
+test:  ## run all tests, real servers included (STREAMAPP_TESTS_STRICT=1: a missing server fails)
+	@scripts/test.sh $(ARGS)
 
 check: lint types  ## lint and types
 
