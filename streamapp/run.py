@@ -85,6 +85,8 @@ class Process:
             log.exception("the process crashed", action="crashed")
         finally:
             complete = await self._stop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
         return INCOMPLETE if code == STOPPED and not complete else code
 
     async def _until_stopping(self, work: Coroutine[Any, Any, None]) -> None:
