@@ -87,6 +87,7 @@ for command in (
     models.models,
     models.loras,
     operate.status,
+    operate.replay,
     operate.topics,
     operate.db,
     operate.settings,

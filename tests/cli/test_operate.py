@@ -84,3 +84,10 @@ def test_topics_are_created_once_and_then_found(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_model_that_ships_is_where_its_row_says() -> None:
     assert (locate(POCKET, load_settings()) / "model_index.json").is_file()
+
+
+def test_a_task_that_is_not_there_cannot_be_replayed() -> None:
+    run("db", "upgrade")
+    result = run("replay", "img-1")
+    assert result.exit_code == 1
+    assert result.stdout == "img-1 left alone: unknown, live, or drawn already\n"
