@@ -5,6 +5,7 @@ Everything that ends a task goes through :func:`write_endings`, so an end always
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -79,10 +80,20 @@ def lock_facts(connection: Connection, ids: Collection[str]) -> tuple[dict[str, 
     return {row.id: row for row in found}, found[0].now if found else 0
 
 
-def each(column: ColumnElement[Any], values: Mapping[str, Any]) -> ColumnElement[Any]:
-    """``column``'s value by task id, as one CASE expression."""
+def each(column: ColumnElement[Any], values: Mapping[str, Any], others: ColumnElement[Any] | None = None) -> Any:
+    """A value by task id as one expression: a plain value where all are equal, else a CASE.
+
+    ``others`` is for the rows that are not in ``values``. Without it the commonest value needs no branch, which
+    halves the cost of most statements: building and sending parameters is what a bulk UPDATE spends its time on.
+    """
+    if others is None:
+        common, count = Counter(values.values()).most_common(1)[0]
+        if count == len(values):
+            return common
+        values = {task_id: value for task_id, value in values.items() if value != common}
+        others = literal(common, column.type)
     branches = {task_id: literal(value, column.type) for task_id, value in sorted(values.items())}
-    return case(branches, value=tasks.c.id, else_=column)
+    return case(branches, value=tasks.c.id, else_=others)
 
 
 def write_endings(connection: Connection, endings: Iterable[Ending], now: int) -> None:
@@ -107,12 +118,12 @@ def _end_rows(connection: Connection, endings: Sequence[Ending], now: int) -> No
     """One UPDATE for up to :data:`CHUNK` rows, compared and set by its row count."""
     c = tasks.c
     by_id = {ending.task_id: ending for ending in endings}
-    done = {task_id for task_id, ending in by_id.items() if ending.state is State.SUCCEEDED}
+    done = [task_id for task_id, ending in by_id.items() if ending.state is State.SUCCEEDED]
     values: dict[Any, Any] = {
         c.state: each(c.state, {i: ending.state.value for i, ending in by_id.items()}),
         c.error: each(c.error, {i: None if e.error is None else dump(e.error) for i, e in by_id.items()}),
         c.timings: each(c.timings, {i: dump(ending.timings) for i, ending in by_id.items()}),
-        # Kept for a claim that ended its own task, so that a repeated finish is recognised.
+        # A claim that ended its own task stays in the row, so that a repeated finish is recognised.
         c.claim_token: each(c.claim_token, {i: ending.token for i, ending in by_id.items()}),
         c.ended_at: now,
         c.lease_until: None,
@@ -121,7 +132,7 @@ def _end_rows(connection: Connection, endings: Sequence[Ending], now: int) -> No
         c.version: c.version + 1,
     }
     if done:
-        values[c.progress] = each(c.progress, dict.fromkeys(done, 1.0))
+        values[c.progress] = 1.0 if len(done) == len(by_id) else each(c.progress, dict.fromkeys(done, 1.0), c.progress)
     legal = sources({ending.state for ending in endings})
     changed = connection.execute(update_tasks(by_id).where(c.state.in_(legal)).values(values)).rowcount
     if changed != len(by_id):
