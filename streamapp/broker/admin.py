@@ -19,7 +19,7 @@ __all__ = ["TP", "Admin", "BrokerSettings", "Record", "TopicSpec", "check_partit
 
 @dataclass(frozen=True)
 class TopicSpec:
-    """A topic as it must exist; ``config`` takes Kafka's own topic settings (``retention.ms``, ``cleanup.policy`` …)."""
+    """A topic as it must exist; ``config`` takes Kafka's topic settings (``retention.ms``, ``cleanup.policy`` …)."""
 
     name: str
     partitions: int

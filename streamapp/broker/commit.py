@@ -25,6 +25,7 @@ fetched only after ``perform_seek`` has finished and the flow was resumed: befor
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
@@ -179,10 +180,8 @@ class CommitRule(Consumer):
         return super()._getmany(wanted, timeout)  # type: ignore[safe-super]
 
     async def _wait_for_opening(self, timeout: float) -> None:
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._opened.wait(), timeout)
-        except TimeoutError:
-            pass
 
     async def on_stop(self) -> None:
         """Commit what may be committed, then give up a fetch that nobody waits for any more."""

@@ -13,11 +13,13 @@ outbox still has: both come again.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Mapping
 from typing import Any, ClassVar, TypeVar, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
+from faust.exceptions import ConsumerNotStarted
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, AppT
@@ -27,6 +29,7 @@ from streamapp.broker.commit import CommitRule
 from streamapp.broker.quiet import limit_client_logs
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 #: Seconds that a flush, a commit or a farewell may take once the application stops.
 STOP_TIMEOUT = 5.0
@@ -47,7 +50,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                 await self._consumer.start()
                 return
             except KafkaConnectionError as error:
-                driver.logger.warning("Waiting for the broker: %s", error)
+                logger.warning("Waiting for the broker: %s", error)
                 await self._consumer.stop()
                 self._consumer = None
                 await asyncio.sleep(RECONNECT)
@@ -75,12 +78,17 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     async def on_thread_stop(self) -> None:
         """Leave the group and disconnect, within bounds."""
         transport = cast("Transport", self.transport)
-        try:
-            await asyncio.wait_for(super().on_thread_stop(), transport.stop_timeout)
-        except TimeoutError:
+        farewell = asyncio.ensure_future(super().on_thread_stop())
+        await asyncio.wait({farewell}, timeout=transport.stop_timeout)
+        if not farewell.done():
             transport.give_up("the consumer's farewell")
-            if self._consumer is not None:
-                self._consumer._closed = True
+            farewell.cancel()
+            await asyncio.wait({farewell}, timeout=GIVEN_UP)
+        # With the broker down aiokafka lets the cancellation of its own fetches escape, and leaves the client open.
+        failed = not farewell.done() or farewell.cancelled() or farewell.exception() is not None
+        if failed and self._consumer is not None:
+            self._consumer._closed = True
+            await _within(self._consumer._client.close())
 
 
 class Consumer(CommitRule, driver.Consumer):
@@ -88,6 +96,13 @@ class Consumer(CommitRule, driver.Consumer):
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    def assignment(self) -> set[TP]:
+        """The partitions of this consumer: none while the broker was never reached."""
+        try:
+            return super().assignment()
+        except ConsumerNotStarted:
+            return set()
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
         transport = cast("Transport", self.transport)
@@ -113,7 +128,7 @@ class Producer(driver.Producer):
         try:
             await producer.start()
         except KafkaConnectionError as error:
-            driver.logger.warning("Waiting for the broker: %s", error)
+            logger.warning("Waiting for the broker: %s", error)
             await producer.stop()
             return False
         self._producer = producer
@@ -149,7 +164,14 @@ async def _abandon(producer: AIOKafkaProducer) -> None:
     if task is not None:
         task.cancel()
         await asyncio.wait({task}, timeout=GIVEN_UP)
-    await asyncio.wait({asyncio.ensure_future(producer.client.close())}, timeout=GIVEN_UP)
+    await _within(producer.client.close())
+
+
+async def _within(work: Awaitable[Any]) -> None:
+    """Wait for a last piece of work, not for long and not for its outcome."""
+    task = asyncio.ensure_future(work)
+    await asyncio.wait({task}, timeout=GIVEN_UP)
+    task.cancel()
 
 
 def _stopping(app: AppT) -> bool:
@@ -175,7 +197,7 @@ class Transport(driver.Transport):
     def give_up(self, what: str) -> None:
         """Note that the broker did not answer while the application stops."""
         self._given_up = True
-        driver.logger.warning("%s did not end in time, the broker does not answer: stopping without it", what)
+        logger.warning("%s did not end in time, the broker does not answer: stopping without it", what)
 
     async def unless_stopping(self, work: Awaitable[T], what: str, otherwise: T) -> T:
         """Wait for ``work`` as long as the application runs; once it stops, at most :attr:`stop_timeout` more."""

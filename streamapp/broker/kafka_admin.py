@@ -32,7 +32,6 @@ class KafkaAdmin:
         self._client: AIOKafkaAdminClient | None = None
         self._consumer: AIOKafkaConsumer | None = None
         self._connecting = asyncio.Lock()
-        self._reading = asyncio.Lock()
         limit_client_logs()
 
     async def start(self) -> None:
@@ -69,13 +68,19 @@ class KafkaAdmin:
                 self._client = client
             return self._client
 
+    def _new_reader(self) -> AIOKafkaConsumer:
+        return AIOKafkaConsumer(
+            bootstrap_servers=self._servers,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            request_timeout_ms=int(self._timeout * 1000),
+            **self._security,
+        )
+
     async def _reader(self) -> AIOKafkaConsumer:
         async with self._connecting:
             if self._consumer is None:
-                consumer = AIOKafkaConsumer(
-                    bootstrap_servers=self._servers, enable_auto_commit=False, auto_offset_reset="earliest",
-                    request_timeout_ms=int(self._timeout * 1000), **self._security,
-                )  # fmt: skip
+                consumer = self._new_reader()
                 try:
                     await consumer.start()
                 except BaseException:
@@ -109,7 +114,7 @@ class KafkaAdmin:
             await self._ask(self._create(missing))
             # Answered by the controller before the broker's metadata has the topics.
             async with asyncio.timeout(self._timeout):
-                while len(check_partitions(specs, await self.partitions(spec.name for spec in specs))):
+                while check_partitions(specs, await self.partitions(spec.name for spec in specs)):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
         return [spec.name for spec in missing]
 
@@ -152,26 +157,24 @@ class KafkaAdmin:
 
     async def read(self, topic: str, partition: int, start: int, limit: int) -> list[Record]:
         """Old records; ends early where the partition does."""
-        async with self._reading:
-            return await self._ask(self._read(TopicPartition(topic, partition), start, limit))
+        return await self._ask(self._read(TopicPartition(topic, partition), start, limit))
 
     async def _read(self, tp: TopicPartition, start: int, limit: int) -> list[Record]:
         counts = await self._partitions([tp.topic])
         if tp.partition >= counts.get(tp.topic, 0):
             raise NotFound(f"there is no partition {tp.partition} of topic {tp.topic}", topic=tp.topic)
-        reader = await self._reader()
-        first = (await reader.beginning_offsets([tp]))[tp]
-        end = (await reader.end_offsets([tp]))[tp]
         found: list[Record] = []
-        position = max(first, start)
-        reader.assign([tp])
-        reader.seek(tp, position)
-        while position < end and len(found) < limit:
-            batch = await reader.getmany(tp, timeout_ms=1000, max_records=limit - len(found))
-            found += [_record(record) for record in batch.get(tp, [])]
-            # Behind the last record of a compacted partition nothing comes: the position tells.
-            position = await reader.position(tp)
-        reader.unsubscribe()
+        # A consumer of its own: aiokafka's fetcher does not survive a taken back assignment.
+        async with self._new_reader() as reader:
+            reader.assign([tp])
+            end = (await reader.end_offsets([tp]))[tp]
+            position = max(start, (await reader.beginning_offsets([tp]))[tp])
+            reader.seek(tp, position)
+            while position < end and len(found) < limit:
+                batch = await reader.getmany(tp, timeout_ms=1000, max_records=limit - len(found))
+                found += [_record(record) for record in batch.get(tp, [])]
+                # Behind the last record of a compacted partition nothing comes: the position tells.
+                position = await reader.position(tp)
         return found
 
 

@@ -46,8 +46,8 @@ _limit = RateLimit()
 
 
 def limit_client_logs() -> None:
-    """Put the limit on every logger of the Kafka client; safe to call again."""
+    """Put the limit on every logger of the Kafka client and of this package; safe to call again."""
     # A filter works on the records of its own logger only, so each module's logger gets it.
     for name in list(logging.root.manager.loggerDict):
-        if name == "aiokafka" or name.startswith("aiokafka."):
+        if name == "aiokafka" or name.startswith(("aiokafka.", "streamapp.broker.")):
             logging.getLogger(name).addFilter(_limit)

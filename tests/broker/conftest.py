@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from tests.broker.steering import Broker
 
 
 @pytest.fixture(params=["embedded", "kafka"])
-async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Broker]:
+async def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Broker:
     """A fresh broker, or fresh topics on the shared one."""
     url = "embedded://" if request.param == "embedded" else kafka(request)
     one = Broker(url, tmp_path, f"app-{uuid.uuid4().hex[:8]}")
     await one.prepare()
-    yield one
+    return one
 
 
 @pytest.fixture

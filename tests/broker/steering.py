@@ -92,7 +92,7 @@ class Worker:
             "controls": self.broker.controls,
             **self.options,
         }
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.broker.worker", json.dumps(options),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=self._errors,
@@ -180,7 +180,7 @@ class Worker:
         return offsets
 
     async def kill(self) -> None:
-        """kill -9, and wait until it is gone."""
+        """Kill -9, and wait until it is gone."""
         if self._process.returncode is None:
             self._process.send_signal(signal.SIGKILL)
         await self._process.wait()

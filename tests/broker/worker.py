@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,12 @@ class Steered:
         self.app = create()
         self.held: dict[tuple[int, int], Any] = {}
         self.full: set[int] = set()
-        raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
+        raw: dict[str, Any] = {
+            "key_type": bytes,
+            "value_type": bytes,
+            "key_serializer": "raw",
+            "value_serializer": "raw",
+        }
         self.jobs = self.app.topic(OPTIONS["jobs"], **raw)
         self.controls = self.app.topic(OPTIONS["controls"], **raw)
         self.counts = self.app.Table("counts", partitions=OPTIONS["partitions"], default=int)
@@ -124,14 +130,21 @@ def say(kind: str, **data: Any) -> None:
     print(json.dumps({"kind": kind, **data}), flush=True)
 
 
+async def end(app: faust.App) -> None:
+    """Stop while a command may still be waiting."""
+    await app.stop()
+    sys.exit(0)
+
+
 async def main() -> None:
     logging.basicConfig(level=OPTIONS.get("log", "WARNING"), stream=sys.stderr)
     if OPTIONS.get("rule") == "faust":
         CommitRule._new_offset = FaustConsumer._new_offset  # type: ignore[method-assign]
     steered = Steered()
     app = steered.app
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: asyncio.ensure_future(end(app)))
     await app.start()
-    while app.rebalancing or not app.tables.recovery.completed.is_set():
+    while app.rebalancing or not app.tables.recovery.completed.is_set():  # type: ignore[attr-defined]
         await asyncio.sleep(0.02)
     say("ready")
     reader = asyncio.StreamReader(limit=2**26)

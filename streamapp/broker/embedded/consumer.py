@@ -13,10 +13,9 @@ from faust.transport.consumer import RecordMap
 from faust.types import TP, ConsumerMessage
 from mode.utils.times import Seconds
 
+from streamapp.broker import record
 from streamapp.broker.commit import CommitRule
 from streamapp.broker.embedded.log import Log
-from streamapp.broker.record import TP as LogTP
-from streamapp.broker.record import Record
 
 if TYPE_CHECKING:
     from streamapp.broker.embedded.transport import Transport
@@ -51,7 +50,7 @@ class LogConsumer(base.Consumer):
         super().__init__(*args, **kwargs)
         if self.in_transaction:
             raise ImproperlyConfigured("embedded:// does not support exactly_once: delivery is at least once")
-        self._partitioner: Any = self.app.conf.producer_partitioner or DefaultPartitioner()
+        self._partitioner: Any = cast(Any, self.app.conf).producer_partitioner or DefaultPartitioner()
 
     async def on_start(self) -> None:
         """Open the log and be told when it grows."""
@@ -59,7 +58,7 @@ class LogConsumer(base.Consumer):
         self._log = await cast("Transport", self.transport).acquire()
         loop = asyncio.get_running_loop()
 
-        def grown(tps: frozenset[LogTP]) -> None:
+        def grown(tps: frozenset[record.TP]) -> None:
             loop.call_soon_threadsafe(self._on_grown, tps)
 
         self._unwatch = self._log.watch(grown)
@@ -78,7 +77,7 @@ class LogConsumer(base.Consumer):
             raise ConsumerNotStarted("Consumer not yet started")
         return self._log
 
-    def _on_grown(self, tps: frozenset[LogTP]) -> None:
+    def _on_grown(self, tps: frozenset[record.TP]) -> None:
         if not tps:
             if {tp.topic for tp in self._assigned} != self._topics:
                 self._rejoin.set()
@@ -126,7 +125,7 @@ class LogConsumer(base.Consumer):
         return {TP(topic, number) for topic, numbers in assignment.assignment for number in numbers}
 
     def _reset_position(self, tp: TP) -> int:
-        first, end = self._ensure_log().bounds(LogTP(*tp))
+        first, end = self._ensure_log().bounds(record.TP(*tp))
         return first if self.app.conf.consumer_auto_offset_reset == "earliest" else end
 
     def assignment(self) -> set[TP]:
@@ -141,7 +140,7 @@ class LogConsumer(base.Consumer):
         log = self._ensure_log()
         committed: dict[TP, Any] = {}
         for tp in self._assigned:
-            offset = committed[tp] = log.committed(self.app.conf.id, LogTP(*tp))
+            offset = committed[tp] = log.committed(self.app.conf.id, record.TP(*tp))
             if self.app.topics.acks_enabled_for(tp.topic):
                 self._positions[tp] = self._reset_position(tp) if offset is None else offset
         return committed
@@ -163,7 +162,7 @@ class LogConsumer(base.Consumer):
 
     def highwater(self, tp: TP) -> int:
         """The offset that the next record of the partition gets."""
-        return self._ensure_log().bounds(LogTP(*tp))[1]
+        return self._ensure_log().bounds(record.TP(*tp))[1]
 
     async def highwaters(self, *partitions: TP) -> Mapping[TP, int]:
         """:meth:`highwater` of many."""
@@ -172,7 +171,7 @@ class LogConsumer(base.Consumer):
     async def earliest_offsets(self, *partitions: TP) -> Mapping[TP, int]:
         """The oldest offset still there, per partition."""
         log = self._ensure_log()
-        return {tp: log.bounds(LogTP(*tp))[0] for tp in partitions}
+        return {tp: log.bounds(record.TP(*tp))[0] for tp in partitions}
 
     def topic_partitions(self, topic: str) -> int | None:
         """Number of partitions of a topic, ``None`` when it does not exist."""
@@ -215,12 +214,12 @@ class LogConsumer(base.Consumer):
         self._first = (self._first + 1) % len(ready)
         left = self.app.conf.broker_max_poll_records or 500
         share = max(1, left // len(ready))
-        found: dict[TP, list[Record]] = {}
+        found: dict[TP, list[record.Record]] = {}
         for tp in ready[self._first :] + ready[: self._first]:
             start = self._positions[tp]
-            records = log.peek(LogTP(*tp), start, share)
+            records = log.peek(record.TP(*tp), start, share)
             if records is None:
-                records = await asyncio.wrap_future(log.read(LogTP(*tp), start, share))
+                records = await asyncio.wrap_future(log.read(record.TP(*tp), start, share))
             # A seek while the file was read makes what was read worthless.
             if records and self._positions.get(tp) == start:
                 self._positions[tp] = records[-1].offset + 1
@@ -244,16 +243,16 @@ class LogConsumer(base.Consumer):
         super().resume_partitions(tps)
         self._arrived.set()
 
-    def _to_message(self, tp: TP, record: Record) -> ConsumerMessage:
+    def _to_message(self, tp: TP, found: record.Record) -> ConsumerMessage:
         return ConsumerMessage(
-            record.topic,
-            record.partition,
-            record.offset,
-            record.timestamp / 1000,
+            found.topic,
+            found.partition,
+            found.offset,
+            found.timestamp / 1000,
             0,
-            cast(Any, list(record.headers)),
-            record.key,
-            record.value,
+            cast(Any, list(found.headers)),
+            found.key,
+            found.value,
             None,
             tp=tp,
             generation_id=self.app.consumer_generation_id,
@@ -262,13 +261,13 @@ class LogConsumer(base.Consumer):
     # Writing.
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
-        mine = {LogTP(*tp): offset for tp, offset in offsets.items() if tp in self._assigned}
+        mine = {record.TP(*tp): offset for tp, offset in offsets.items() if tp in self._assigned}
         if not mine:
             return False
         await asyncio.wrap_future(self._ensure_log().commit(self.app.conf.id, mine))
         return True
 
-    async def create_topic(
+    async def create_topic(  # noqa: PLR0913 - Faust's signature
         self,
         topic: str,
         partitions: int,

@@ -21,7 +21,7 @@ _held: set[IO[str]] = set()
 
 def hold(path: Path) -> IO[str]:
     """Hold the lock file beside the log for the life of this process; the kernel frees it when the process dies."""
-    lock_file = open(path.with_name(path.name + ".lock"), "a+", encoding="ascii")  # noqa: SIM115 - held until close
+    lock_file = path.with_name(path.name + ".lock").open("a+", encoding="ascii")
     try:
         fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -41,7 +41,7 @@ class LogFull(Unavailable):
 
 
 class _Command(NamedTuple):
-    """Work for the writer thread: ``write`` runs in the transaction, ``publish`` after it, its result is the future's."""
+    """Work for the writer: ``write`` runs in the transaction, ``publish`` after it; its result is the future's."""
 
     write: Callable[[sqlite3.Connection], Any]
     publish: Callable[[Any], Any]
@@ -79,7 +79,7 @@ class Log:
         self._load()
         self._grown: set[TP] = set()
         self._topics_changed = False
-        self._upkeep = Upkeep(self)
+        self._upkeep = Upkeep(self, self._writer)
         self._commands: SimpleQueue[_Command | None] = SimpleQueue()
         self._closed = False
         self._read_pool = ThreadPoolExecutor(1, thread_name_prefix="log-reader")
@@ -131,7 +131,7 @@ class Log:
             return partition.peek(start, limit)
 
     def read(self, tp: TP, start: int, limit: int) -> Future[list[Record]]:
-        """At most ``limit`` records from ``start`` on (from the oldest, when that is gone), read off the caller's thread."""
+        """At most ``limit`` records from ``start`` on (from the oldest, when that is gone), read in another thread."""
         partition = self.partition(tp)
         return self._read_pool.submit(self._read, partition, start, limit)
 
@@ -145,7 +145,7 @@ class Log:
         return [Record(topic, number, row[0], row[1], row[2], row[3], schema.unpack_headers(row[4])) for row in rows]
 
     def watch(self, callback: Callable[[frozenset[TP]], None]) -> Callable[[], None]:
-        """Have the writer thread call back with the partitions that grew (empty set: topics changed); returns the undo."""
+        """Have the writer call back with the partitions that grew (none: topics changed); returns the undo."""
         self._watchers.append(callback)
         return lambda: self._watchers.remove(callback)
 
@@ -281,10 +281,10 @@ class Log:
             pass
         return batch
 
-    def _transaction(self, work: Callable[[sqlite3.Connection], Any]) -> Exception | None:
+    def _transaction(self, work: Callable[[], Any]) -> Exception | None:
         try:
             self._writer.execute("BEGIN IMMEDIATE")
-            work(self._writer)
+            work()
             self._writer.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - boundary of the thread: the caller's future carries it on
             if self._writer.in_transaction:
@@ -296,8 +296,8 @@ class Log:
     def _write(self, batch: list[_Command]) -> None:
         results: list[Any] = []
 
-        def work(connection: sqlite3.Connection) -> None:
-            results.extend(command.write(connection) for command in batch)
+        def work() -> None:
+            results.extend(command.write(self._writer) for command in batch)
 
         error = self._transaction(work)
         if error is not None and len(batch) > 1:
@@ -324,17 +324,17 @@ class Log:
         for name, partitions, config in connection.execute("SELECT name, partitions, config FROM topics").fetchall():
             self.topics[name] = TopicSpec(name, partitions, 1, orjson.loads(config))
         names: dict[int, TP] = {}
-        for id, topic, number in connection.execute("SELECT id, topic, number FROM partitions").fetchall():
-            tp = names[id] = TP(topic, number)
+        for number_id, topic, number in connection.execute("SELECT id, topic, number FROM partitions").fetchall():
+            tp = names[number_id] = TP(topic, number)
             known = self._partitions.get(tp)
             if known is not None:
                 known.configure(self.topics[topic].config)
             else:
                 query = "SELECT {}(offset) FROM records WHERE partition=?"
-                first = connection.execute(query.format("MIN"), (id,)).fetchone()[0]
-                last = connection.execute(query.format("MAX"), (id,)).fetchone()[0]
+                first = connection.execute(query.format("MIN"), (number_id,)).fetchone()[0]
+                last = connection.execute(query.format("MAX"), (number_id,)).fetchone()[0]
                 first, end = (0, 0) if first is None else (first, last + 1)
-                self._partitions[tp] = Partition(id, tp, first, end, self.topics[topic].config)
-                self._ends[id] = end
-        for group, id, offset in connection.execute("SELECT * FROM commits").fetchall():
-            self._commits.setdefault(group, {})[names[id]] = offset
+                self._partitions[tp] = Partition(number_id, tp, first, end, self.topics[topic].config)
+                self._ends[number_id] = end
+        for group, number_id, offset in connection.execute("SELECT * FROM commits").fetchall():
+            self._commits.setdefault(group, {})[names[number_id]] = offset

@@ -25,8 +25,8 @@ class NewRecord(NamedTuple):
 class Partition:
     """The in-memory state of one partition: its bounds and its newest records."""
 
-    def __init__(self, id: int, tp: TP, first: int, end: int, config: Mapping[str, str]) -> None:
-        self.id, self.tp, self.first, self.end = id, tp, first, end
+    def __init__(self, number_id: int, tp: TP, first: int, end: int, config: Mapping[str, str]) -> None:
+        self.id, self.tp, self.first, self.end = number_id, tp, first, end
         self.configure(config)
         #: Records written since the last compaction, and those it kept: what another one could remove, and its cost.
         self.dirty, self.kept = end - first, 0

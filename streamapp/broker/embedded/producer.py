@@ -12,10 +12,10 @@ from faust.transport import base
 from faust.types import TP, HeadersArg, RecordMetadata
 from mode.utils.times import Seconds, want_seconds
 
+from streamapp.broker import record
 from streamapp.broker.admin import TopicSpec
 from streamapp.broker.embedded.log import Log
 from streamapp.broker.embedded.partition import NewRecord
-from streamapp.broker.record import TP as LogTP
 from streamapp.errors import AppError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Producer(base.Producer):
         timestamp: float | None,
         headers: HeadersArg | None,
         *,
-        transactional_id: str | None = None,
+        transactional_id: str | None = None,  # noqa: ARG002 - Faust's signature
     ) -> Awaitable[RecordMetadata]:
         """Hand a record over; the returned future tells its offset once it is durable.
 
@@ -77,9 +77,9 @@ class Producer(base.Producer):
             raise ProducerSendError(f"a record for {topic} is larger than {self.max_request_size} bytes")
         number = self._partition(log, topic, key) if partition is None else partition
         stamp = int(timestamp * 1000) if timestamp else None
-        record = NewRecord(LogTP(topic, number), key, value, stamp, tuple(pairs))
+        new = NewRecord(record.TP(topic, number), key, value, stamp, tuple(pairs))
         try:
-            log.check(record)
+            log.check(new)
         except (AppError, ValueError) as error:
             raise ProducerSendError(str(error)) from error
         while self._pending >= MAX_PENDING:
@@ -90,7 +90,7 @@ class Producer(base.Producer):
         self._newest = future
         if not self._unsent:
             self.loop.call_soon(self._hand_over)
-        self._unsent.append((record, future))
+        self._unsent.append((new, future))
         return future
 
     async def send_and_wait(
@@ -102,7 +102,7 @@ class Producer(base.Producer):
         timestamp: float | None,
         headers: HeadersArg | None,
         *,
-        transactional_id: str | None = None,
+        transactional_id: str | None = None,  # noqa: ARG002 - Faust's signature
     ) -> RecordMetadata:
         """Send and wait until the record is durable."""
         return await (await self.send(topic, key, value, partition, timestamp, headers))
@@ -110,7 +110,7 @@ class Producer(base.Producer):
     def _hand_over(self) -> None:
         batch, self._unsent = self._unsent, []
         try:
-            written = self._ensure_log().append([record for record, _ in batch])
+            written = self._ensure_log().append([new for new, _ in batch])
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the senders, not to the event loop
             self._fail(batch, error)
             return
@@ -134,10 +134,10 @@ class Producer(base.Producer):
             self._fail(batch, error)
             return
         self._settled(len(batch))
-        for (record, future), offset in zip(batch, written.result(), strict=True):
+        for (new, future), offset in zip(batch, written.result(), strict=True):
             if not future.done():
-                tp = TP(*record.tp)
-                stamp = None if record.timestamp is None else record.timestamp / 1000
+                tp = TP(*new.tp)
+                stamp = None if new.timestamp is None else new.timestamp / 1000
                 future.set_result(RecordMetadata(tp.topic, tp.partition, tp, offset, stamp, 0))
 
     async def flush(self) -> None:
@@ -151,18 +151,18 @@ class Producer(base.Producer):
         if newest is not None and not newest.done():
             await asyncio.wait([newest])
 
-    async def create_topic(
+    async def create_topic(  # noqa: PLR0913 - Faust's signature
         self,
         topic: str,
         partitions: int,
         replication: int,
         *,
         config: Mapping[str, Any] | None = None,
-        timeout: Seconds = 20.0,
+        timeout: Seconds = 20.0,  # noqa: ARG002
         retention: Seconds | None = None,
         compacting: bool | None = None,
         deleting: bool | None = None,
-        ensure_created: bool = False,
+        ensure_created: bool = False,  # noqa: ARG002
     ) -> None:
         """Create a topic that does not exist yet; one that exists is left as it is."""
         log = self._ensure_log()

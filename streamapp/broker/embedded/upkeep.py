@@ -22,17 +22,19 @@ CHUNK = 500
 MIN_DIRTY = 1000
 #: How long a tombstone stays readable (Kafka's ``delete.retention.ms``), in milliseconds.
 TOMBSTONE_MS = 24 * 3600 * 1000
+#: Bytes of a record, as :func:`record_size` counts them.
+LENGTH = "100 + LENGTH(COALESCE(key, '')) + LENGTH(COALESCE(value, ''))"
 CHECK_BYTES = 4 * 1024**2
 
 
 class Upkeep:
     """The cleaning of one log, called by its writer thread only."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, connection: sqlite3.Connection) -> None:
         self._log = log
         self._work: Iterator[None] | None = None
         self._unchecked = 0
-        self._connection: sqlite3.Connection | None = None
+        self._connection = connection
 
     def grown(self, size: int) -> None:
         """Note how many bytes were appended."""
@@ -54,10 +56,10 @@ class Upkeep:
             self._unchecked = 0
             self._work = self._clean()
 
-    def step(self, connection: sqlite3.Connection) -> None:
+    def step(self) -> None:
         """Do one chunk inside the caller's transaction."""
-        assert self._work is not None
-        self._connection = connection
+        if self._work is None:
+            return
         try:
             next(self._work)
         except StopIteration:
@@ -74,12 +76,10 @@ class Upkeep:
         yield from self._shrink()
 
     def _rows(self, sql: str, *values: object) -> list[Any]:
-        assert self._connection is not None
         return self._connection.execute(sql, values).fetchall()
 
     def _delete(self, partition: Partition, offsets: list[int]) -> None:
         """Delete records; the newest of the partition is the caller's to spare."""
-        assert self._connection is not None
         self._connection.executemany(
             "DELETE FROM records WHERE partition=? AND offset=?", [(partition.id, offset) for offset in offsets]
         )
@@ -133,7 +133,7 @@ class Upkeep:
                 self._delete(partition, old)
                 yield
         if partition.retention_bytes >= 0:
-            size = "SELECT COALESCE(SUM(100 + LENGTH(COALESCE(key, '')) + LENGTH(COALESCE(value, ''))), 0) FROM records WHERE partition=?"
+            size = f"SELECT COALESCE(SUM({LENGTH}), 0) FROM records WHERE partition=?"  # noqa: S608 - a constant
             excess = self._rows(size, partition.id)[0][0] - partition.retention_bytes
             while excess > 0 and (rows := self._oldest(partition, partition.end - 1)):
                 gone = []
@@ -148,8 +148,7 @@ class Upkeep:
     def _oldest(self, partition: Partition, below: int) -> list[Any]:
         """The oldest records (offset, timestamp, bytes) below an offset."""
         return self._rows(
-            "SELECT offset, timestamp, 100 + LENGTH(COALESCE(key, '')) + LENGTH(COALESCE(value, '')) FROM records "
-            "WHERE partition=? AND offset<? ORDER BY offset LIMIT ?",
+            f"SELECT offset, timestamp, {LENGTH} FROM records WHERE partition=? AND offset<? ORDER BY offset LIMIT ?",  # noqa: S608
             partition.id, below, CHUNK,
         )  # fmt: skip
 
@@ -157,7 +156,7 @@ class Upkeep:
         """Above the limit, drop what every group has read, then what nobody ever read; else refuse new records."""
         log = self._log
         goal = log.max_bytes
-        while (size := schema.live_bytes(self._live())) > goal:
+        while (size := schema.live_bytes(self._connection)) > goal:
             goal = log.max_bytes * 9 // 10
             candidates = []
             for partition in log.partitions():
@@ -173,7 +172,3 @@ class Upkeep:
             self._delete(partition, [row[0] for row in self._oldest(partition, below)])
             yield
         log.full = size > log.max_bytes
-
-    def _live(self) -> sqlite3.Connection:
-        assert self._connection is not None
-        return self._connection
