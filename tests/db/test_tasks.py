@@ -256,8 +256,8 @@ async def test_back_pressure_sees_this_processs_submits_at_once(tasks: Tasks) ->
     assert await tasks.queued(3) == 3
 
 
-async def test_a_second_connection_sees_what_is_accepted(tasks: Tasks, database_url: str) -> None:
-    other = open_database(database_url)
+async def test_a_second_connection_sees_what_is_accepted(tasks: Tasks, database: Database) -> None:
+    other = open_database(database.url.render_as_string(hide_password=False))
     await tasks.insert(new("t1"))
     assert (await Tasks(other).get("t1")) is not None
     await other.close()
