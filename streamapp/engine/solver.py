@@ -1,0 +1,206 @@
+"""Every diffusers sampler as a table of coefficients, so that samples with different samplers share one update.
+
+All the solvers used are linear in (sample, model output, noise, what the solver keeps). So a step is a small matrix,
+found by running diffusers' own scheduler once, in float64, on basis vectors instead of pictures: what comes out are the
+coefficients. The reference is therefore the scheduler itself, quirks included, and a new sampler needs no formula here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+import orjson
+import torch
+
+from streamapp.engine.errors import EngineError
+from streamapp.engine.names import AUTO, SAMPLERS, sampler_name
+
+#: Inputs of a step: sample, model output, noise, then the kept tensors.
+X, MODEL, NOISE, FIRST_SLOT = 0, 1, 2, 3
+MAX_SLOTS = 8
+WIDTH = FIRST_SLOT + MAX_SLOTS
+RANDN = "randn"
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """One sampler at one number of steps, for any sample.
+
+    Attributes:
+        sampler: its name.
+        timesteps: one per denoiser call, float32 (second-order solvers call twice a step, but for the last).
+        scale: factor of the sample before each call.
+        coefficients: ``(calls, 1 + slots, 3 + slots)`` float64: rows are the next sample and the kept tensors, columns the
+            sample, the model output, the noise and the tensors kept so far.
+        noise: per call None, ``"randn"`` (drawn from the sample's generator), or the sigma interval of a Brownian path.
+        sigmas: smallest and largest positive sigma, of the Brownian path.
+        initial: standard deviation of the initial noise.
+    """
+
+    sampler: str
+    timesteps: tuple[float, ...]
+    scale: tuple[float, ...]
+    coefficients: torch.Tensor
+    noise: tuple[None | str | tuple[float, float], ...]
+    sigmas: tuple[float, float]
+    initial: float
+
+    @property
+    def slots(self) -> int:
+        """How many tensors the solver keeps."""
+        return int(self.coefficients.shape[1]) - 1
+
+
+def schedule_for(sampler: str, steps: int, config: Mapping[str, Any]) -> Schedule:
+    """The schedule of a sampler for a checkpoint with this scheduler configuration; cached.
+
+    Raises:
+        EngineError: ``unknown_sampler``, or ``invalid_job`` when the scheduler refuses this number of steps.
+    """
+    return _schedule(sampler_name(sampler), steps, orjson.dumps(dict(config), option=orjson.OPT_SORT_KEYS))
+
+
+@lru_cache(maxsize=512)
+def _schedule(name: str, steps: int, config: bytes) -> Schedule:
+    own = orjson.loads(config)
+    class_name = own["_class_name"] if name == AUTO else SAMPLERS[name].scheduler
+    options = {} if name == AUTO else dict(SAMPLERS[name].options)
+    schedulers = import_module("diffusers")
+    scheduler = getattr(schedulers, class_name).from_config(own, **options)
+    try:
+        return _trace(scheduler, steps, _given_name(name, class_name))
+    except (ValueError, IndexError) as error:
+        raise EngineError("invalid_job", f"{name} cannot do {steps} steps here: {error}", field="steps") from error
+
+
+def _given_name(name: str, class_name: str) -> str:
+    """The name of a checkpoint's own scheduler, where it has one."""
+    if name != AUTO:
+        return name
+    return next((s.name for s in SAMPLERS.values() if s.scheduler == class_name), class_name)
+
+
+def _trace(scheduler: Any, steps: int, name: str) -> Schedule:
+    """Run ``scheduler`` once on basis vectors."""
+    if scheduler.config.get("thresholding") or scheduler.config.get("clip_sample"):
+        raise EngineError("invalid_job", f"{name}: this checkpoint clips its predictions, which is not linear")
+    scheduler.set_timesteps(steps)
+    slots: dict[tuple[str, int], int] = {}
+    rows, scales, noises = [], [], []
+    with _noise_as_basis(scheduler) as drawn:
+        for timestep in scheduler.timesteps:
+            one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+            scales.append(float(scheduler.scale_model_input(one, timestep).reshape(())))
+            for attribute, index in list(_kept(scheduler, slots)):
+                _put(scheduler, attribute, index, _basis(FIRST_SLOT + slots[attribute, index]))
+            drawn.clear()
+            after = scheduler.step(_basis(MODEL), timestep, _basis(X), return_dict=False)[0]
+            kept = {slots[where]: _get(scheduler, *where) for where in _kept(scheduler, slots)}
+            empty = torch.zeros(WIDTH, dtype=torch.float64)
+            rows.append(
+                torch.stack([after.reshape(-1), *(kept.get(s, empty).reshape(-1) for s in range(MAX_SLOTS))])
+            )
+            noises.append(drawn[0] if drawn else None)
+    used = len(slots)
+    table = torch.stack(rows)[:, : 1 + used, : FIRST_SLOT + used].double()
+    sigmas = getattr(scheduler, "sigmas", None)
+    positive = sigmas[sigmas > 0] if isinstance(sigmas, torch.Tensor) else torch.ones(1)
+    return Schedule(
+        sampler=name,
+        timesteps=tuple(float(t) for t in scheduler.timesteps),
+        scale=tuple(scales),
+        coefficients=table,
+        noise=tuple(noises),
+        sigmas=(float(positive.min()), float(positive.max())),
+        initial=float(scheduler.init_noise_sigma),
+    )
+
+
+def _basis(place: int) -> torch.Tensor:
+    vector = torch.zeros(1, WIDTH, 1, 1, dtype=torch.float64)
+    vector[0, place] = 1
+    return vector
+
+
+def _is_vector(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.shape == (1, WIDTH, 1, 1)
+
+
+def _kept(scheduler: Any, slots: dict[tuple[str, int], int]) -> Iterator[tuple[str, int]]:
+    """Where the scheduler keeps vectors now: attribute and list index (−1: the attribute itself); new places get a slot."""
+    for attribute, value in list(vars(scheduler).items()):
+        places = enumerate(value) if isinstance(value, list) else [(-1, value)]
+        for index, held in places:
+            if _is_vector(held):
+                slots.setdefault((attribute, index), len(slots))
+                if len(slots) > MAX_SLOTS:
+                    raise EngineError("invalid_job", f"{type(scheduler).__name__} keeps more than {MAX_SLOTS} tensors")
+                yield attribute, index
+
+
+def _get(scheduler: Any, attribute: str, index: int) -> torch.Tensor:
+    value = getattr(scheduler, attribute)
+    held: torch.Tensor = value if index < 0 else value[index]
+    return held
+
+
+def _put(scheduler: Any, attribute: str, index: int, vector: torch.Tensor) -> None:
+    if index < 0:
+        setattr(scheduler, attribute, vector)
+    else:
+        getattr(scheduler, attribute)[index] = vector
+
+
+@contextmanager
+def _noise_as_basis(scheduler: Any) -> Iterator[list[Any]]:
+    """While tracing, noise is a basis vector, and how it was asked for is written down."""
+    drawn: list[Any] = []
+
+    def randn(*_: Any, **__: Any) -> torch.Tensor:
+        drawn.append(RANDN)
+        return _basis(NOISE)
+
+    def brownian(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        drawn.append((float(start), float(end)))
+        return _basis(NOISE)
+
+    module = sys.modules[type(scheduler).__module__]
+    original: Callable[..., torch.Tensor] | None = getattr(module, "randn_tensor", None)
+    if original is not None:
+        setattr(module, "randn_tensor", randn)  # noqa: B010 (mypy: a module has no such declared attribute)
+    if hasattr(scheduler, "noise_sampler"):
+        scheduler.noise_sampler = brownian
+    try:
+        yield drawn
+    finally:
+        if original is not None:
+            setattr(module, "randn_tensor", original)  # noqa: B010
+
+
+def update(schedules: list[Schedule], steps: list[int], stacked: list[list[torch.Tensor]]) -> torch.Tensor:
+    """One solver step for a whole batch in one product.
+
+    Args:
+        schedules, steps: per sample, its schedule and which call this is.
+        stacked: per sample its columns: sample, model output, noise, kept tensors, all of one shape.
+
+    Returns:
+        ``(B, 1 + most slots, *shape)``: the next samples and what is kept.
+    """
+    slots = max(schedule.slots for schedule in schedules)
+    shape = stacked[0][X].shape
+    device, dtype = stacked[0][X].device, torch.float32
+    columns = torch.zeros(len(schedules), FIRST_SLOT + slots, shape.numel(), device=device, dtype=dtype)
+    matrix = torch.zeros(len(schedules), 1 + slots, FIRST_SLOT + slots, dtype=torch.float64)
+    for row, (schedule, step, tensors) in enumerate(zip(schedules, steps, stacked, strict=True)):
+        matrix[row, : 1 + schedule.slots, : FIRST_SLOT + schedule.slots] = schedule.coefficients[step]
+        for column, tensor in enumerate(tensors):
+            columns[row, column] = tensor.reshape(-1)
+    after = torch.bmm(matrix.to(device=device, dtype=dtype), columns)
+    return after.reshape(len(schedules), 1 + slots, *shape)
