@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Run:
         (tmp_path / "conftest.py").write_text("from tests.conftest import *\n")
         (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\n")
         (tmp_path / "test_it.py").write_text(source)
-        kept = {name: value for name, value in os.environ.items() if name != leftovers.MARK}
+        kept = {name: value for name, value in os.environ.items() if name not in {leftovers.MARK, "PYTEST_ADDOPTS"}}
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
             cwd=tmp_path,
