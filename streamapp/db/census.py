@@ -28,7 +28,8 @@ FRESH = 0.5
 class Sampled(Generic[T]):
     """A figure that is expensive to take: the last one is given at once, a stale one is renewed in the background."""
 
-    def __init__(self, take: Callable[[], Awaitable[T]]) -> None:
+    def __init__(self, database: Database, take: Callable[[], Awaitable[T]]) -> None:
+        self._database = database
         self._take = take
         self._value: T | None = None
         self._due = 0.0
@@ -37,7 +38,7 @@ class Sampled(Generic[T]):
     async def value(self) -> T:
         """The last figure; waits only for the very first one."""
         if time.monotonic() >= self._due and (self._running is None or self._running.done()):
-            self._running = asyncio.create_task(self._renew(), name="census")
+            self._running = self._database.background(self._renew(), "census")
             self._running.add_done_callback(_look)
         if self._value is None and self._running is not None:
             return await asyncio.shield(self._running)
@@ -80,7 +81,7 @@ class Census:
     def __init__(self, database: Database, created: Callable[[], int]) -> None:
         self._database = database
         self._created = created
-        self._counts = Sampled(lambda: database.read(_counts))
+        self._counts = Sampled(database, lambda: database.read(_counts))
         self._lanes: dict[str, Sampled[dict[int, Lane]]] = {}
         self._queued: dict[int, Sampled[tuple[int, int]]] = {}
 
@@ -90,7 +91,7 @@ class Census:
 
     async def queued(self, limit: int) -> int:
         """Tasks queued, at most ``limit``: a recent count plus what this process added since."""
-        sampled = self._queued.setdefault(limit, Sampled(lambda: self._count_queued(limit)))
+        sampled = self._queued.setdefault(limit, Sampled(self._database, lambda: self._count_queued(limit)))
         count, created = await sampled.value()
         return min(limit, count + self._created() - created)
 
@@ -103,7 +104,9 @@ class Census:
 
     async def position(self, row: TaskRow) -> int:
         """How many queued tasks of the family go before ``row``: higher priorities, then the older ones."""
-        lanes = await self._lanes.setdefault(row.family, Sampled(lambda: self._take_lanes(row.family))).value()
+        lanes = await self._lanes.setdefault(
+            row.family, Sampled(self._database, lambda: self._take_lanes(row.family))
+        ).value()
         own = lanes.get(row.priority)
         before = [lane for priority, lane in lanes.items() if priority < row.priority]
         crowded = any(lane.count >= EXACT for lane in before) or (

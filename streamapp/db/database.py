@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from streamapp.db.failures import Meaning, meaning, unavailable
 from streamapp.db.schema import now_ms
-from streamapp.errors import ConfigError
+from streamapp.errors import ConfigError, Unavailable
 
 T = TypeVar("T")
 
@@ -42,6 +42,8 @@ class Database:
         self.sqlite = url.get_backend_name() == "sqlite"
         make = _sqlite_engines if self.sqlite else _mysql_engines
         self._reader, self._writer = make(url)
+        self._background: set[asyncio.Task[Any]] = set()
+        self._closed = False
 
     @property
     def engines(self) -> tuple[AsyncEngine, AsyncEngine]:
@@ -52,10 +54,26 @@ class Database:
         """Make room for a database file. Connects to nothing: a service starts without its database and says so."""
         if self.sqlite and self.url.database and not self.url.database.startswith(":memory:"):
             folder = Path(self.url.database).parent
-            await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+            try:
+                await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+            except OSError as error:
+                raise unavailable(error, self.name) from error
+
+    def background(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Start work that nobody may be waiting for; :meth:`close` lets it end first."""
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Let background work end (5 s at most), then close every connection; what comes later is ``Unavailable``."""
+        if self._background:
+            _, late = await asyncio.wait(self._background, timeout=5)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        self._closed = True
         await self._reader.dispose()
         await self._writer.dispose()
 
@@ -87,6 +105,8 @@ class Database:
 
     async def _patiently(self, once: Callable[[], Awaitable[T]]) -> T:
         """Retry collisions with jitter, turn the rest into the error a caller understands."""
+        if self._closed:
+            raise Unavailable(f"the database {self.name} is closed here: this process is stopping")
         for attempt in range(1, TRIES + 1):
             try:
                 async with asyncio.timeout(PATIENCE):

@@ -42,7 +42,7 @@ class Submissions:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((new, answer))
         if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write(), name="submissions")
+            self._writer = self._database.background(self._write(), "submissions")
         return await answer
 
     async def _write(self) -> None:

@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from streamapp.db.database import Database, open_database
 from streamapp.db.failures import Meaning, meaning, unavailable
 from streamapp.errors import Unavailable
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 #: Seconds to wait for another process's upgrade.
@@ -26,6 +26,8 @@ TRIES: Final = 20
 
 def alembic_config(connection: Connection | None = None) -> Config:
     """Alembic's configuration; the scripts lie in the package, so it works wherever that is installed."""
+    from alembic.config import Config  # as below: most processes never upgrade anything
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
@@ -61,6 +63,8 @@ async def upgrade(url: str) -> None:
 
 async def revision(url: str) -> str | None:
     """The schema's revision, ``None`` for an empty database."""
+    from alembic.runtime.migration import MigrationContext
+
     database = open_database(url)
     await database.start()
     try:
@@ -71,6 +75,8 @@ async def revision(url: str) -> str | None:
 
 def _run(connection: Connection) -> None:
     """Upgrade over a connection that has its turn."""
+    from alembic import command
+
     command.upgrade(alembic_config(connection), "head")
 
 

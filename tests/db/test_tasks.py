@@ -261,3 +261,32 @@ async def test_a_second_connection_sees_what_is_accepted(tasks: Tasks, database:
     await tasks.insert(new("t1"))
     assert (await Tasks(other).get("t1")) is not None
     await other.close()
+
+
+async def test_far_back_in_a_long_queue_the_position_is_an_estimate(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamapp.db.census.EXACT", 10)
+    tasks = Tasks(database)
+    for i in range(40):
+        await tasks.insert(new(f"t{i:02}"))
+    start = 1_700_000_000_000
+    for i in range(40):
+        await force(database, f"t{i:02}", {"submitted_at": start + i * 100})
+    rows = {row.id: row for row in await tasks.page(limit=100)}
+    positions = [await tasks.position(rows[f"t{i:02}"]) for i in range(40)]
+    assert positions[:10] == list(range(10))
+    assert all(abs(position - i) <= 5 for i, position in enumerate(positions))
+    with statements(database) as sent:
+        await tasks.position(rows["t39"])
+    assert sent == []
+
+
+async def test_figures_are_taken_again_only_when_stale(database: Database) -> None:
+    tasks = Tasks(database)
+    await tasks.counts()
+    with statements(database) as sent:
+        for _ in range(100):
+            await tasks.counts()
+            await tasks.queued(10)
+    assert len(sent) == 1
