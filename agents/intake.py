@@ -57,7 +57,7 @@ async def receive(app: Any, event: Any) -> None:
     except BadMessage as error:
         await app.dead_letter(
             DeadLetter(
-                task_id=None,
+                task_id="",  # not known
                 topic=tp.topic,
                 partition=tp.partition,
                 offset=message.offset,

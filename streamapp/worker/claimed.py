@@ -129,7 +129,7 @@ class Lives:
                     if isinstance(event, Progress):
                         claimed.progress = max(claimed.progress, min(event.share, 1.0) * 0.95)
                     else:
-                        _add(claimed.seconds, event.seconds)
+                        _longest(claimed.seconds, event.seconds)
                         stores.append(asyncio.create_task(self.parts.publish(order, event)))
             self.suspects.discard(row.id)
             self.changed()
@@ -137,7 +137,9 @@ class Lives:
         finally:
             for store in stores:
                 store.cancel()
-        _add(claimed.seconds, {"post": sum(seconds for _, seconds in stored)})
+        _longest(claimed.seconds, {"post": max((seconds for _, seconds in stored), default=0.0)})
+        if "load" in claimed.seconds:
+            self.rates.loaded(row.model, claimed.seconds["load"])
         self.rates.drawn(row.params, claimed.seconds.get("denoise", 0.0))
         await self._finished(claimed, State.SUCCEEDED, images=[image for image, _ in stored])
 
@@ -298,6 +300,7 @@ def _internal(error: Exception) -> InternalError:
     return InternalError(f"{type(error).__name__}: {error}"[:500])
 
 
-def _add(total: dict[str, float], more: Mapping[str, float]) -> None:
+def _longest(total: dict[str, float], more: Mapping[str, float]) -> None:
+    """Images of one task are drawn together: what the task took is what the longest of them took."""
     for stage, value in more.items():
-        total[stage] = total.get(stage, 0.0) + value
+        total[stage] = max(total.get(stage, 0.0), value)
