@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from dataclasses import dataclass
@@ -47,7 +48,13 @@ def leftovers() -> list[Leftover]:
 def kill(processes: list[Leftover]) -> None:
     """End leftovers for good."""
     for leftover in processes:
-        try:
+        with contextlib.suppress(psutil.Error):
             psutil.Process(leftover.pid).kill()
-        except psutil.Error:
-            continue
+
+
+def alive(pid: int) -> bool:
+    """Whether ``pid`` still runs; a zombie that nobody has reaped yet does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
