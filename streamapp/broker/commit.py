@@ -8,7 +8,8 @@ Why Faust 0.15.3's own rule loses work (``faust/transport/consumer.py``):
   record that was fetched but dropped (a paused partition) leaves a hole that counts as acked.
 - The base of the comparison is forgotten when partitions are revoked, while the commit timer runs on and late acks
   of the former assignment still arrive.
-- A commit that failed is remembered as done and never tried again until the next ack.
+- A commit that failed is remembered as done and never tried again until the next ack; one that ends after a
+  rebalance is noted under the new assignment, whose acks are then ignored.
 
 The rule here: a :class:`Ledger` per partition lists what was *fetched* in this assignment, in log order, from the
 seek position on. An offset is committable when everything fetched before it is acked. Nothing is committed while
@@ -121,6 +122,9 @@ class CommitRule(Consumer):
         fetch = self._fetch
         if fetch is not None and not fetch.task.done():
             await asyncio.wait([fetch.task])
+        # Faust keeps what it knew where nothing is committed; that may be a commit of the former assignment.
+        for tp in self.assignment():
+            self._committed_offset.pop(tp, None)
         await super().perform_seek()
         if epoch != self._epoch:
             return
@@ -210,6 +214,10 @@ class CommitRule(Consumer):
         before = {tp: self._committed_offset[tp] for tp in offsets}
         epoch = self._epoch
         done = await super()._commit_offsets(offsets, start_new_transaction)
-        if not done and epoch == self._epoch:
+        if epoch != self._epoch:
+            # Faust noted the commit under the new assignment, where only what was sought counts.
+            ledgers = {tp: self._ledgers.get(tp) for tp in offsets}
+            self._committed_offset.update({tp: ledger.base if ledger else None for tp, ledger in ledgers.items()})
+        elif not done:
             self._committed_offset.update(before)
         return done

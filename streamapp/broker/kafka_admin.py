@@ -18,6 +18,7 @@ from streamapp.errors import ConfigError, NotFound, Unavailable
 
 T = TypeVar("T")
 
+OFFSETS = "__consumer_offsets"
 #: Seconds after which a broker that does not answer counts as unavailable.
 TIMEOUT = 10.0
 
@@ -138,7 +139,9 @@ class KafkaAdmin:
         try:
             found = await client.list_consumer_group_offsets(group)
         except GroupCoordinatorNotAvailableError:
-            # Kafka makes its offsets topic when the first group joins.
+            # Kafka makes its offsets topic when the first group joins; before that nobody committed anything.
+            if await self._partitions([OFFSETS]):
+                raise
             return {}
         return {TP(*tp): at.offset for tp, at in found.items() if tp.topic in topics and at.offset >= 0}
 

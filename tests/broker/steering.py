@@ -139,8 +139,7 @@ class Worker:
 
     async def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         """Give a command and wait for its answer."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+        await self.begin(do, **arguments)
         answer = await self._answer()
         assert answer["do"] == do, answer
         return answer
@@ -191,7 +190,18 @@ class Worker:
         await self.ask("stop")
         await asyncio.wait_for(self._process.wait(), WITHIN)
 
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self._process.send_signal(signal.SIGTERM)
+
+    async def begin(self, do: str, **arguments: Any) -> None:
+        """Give a command whose answer may never come."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+        await self._process.stdin.drain()
+
     async def wait(self) -> int:
+        """Its exit status, once it has ended."""
         return await asyncio.wait_for(self._process.wait(), WITHIN)
 
 

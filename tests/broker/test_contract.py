@@ -5,12 +5,11 @@ The application runs in its own process (:mod:`tests.broker.worker`), so that ki
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from tests.broker.steering import Broker, Worker, eventually
+from tests.broker.steering import Broker, eventually
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -128,33 +127,6 @@ async def test_a_full_buffer_holds_its_partition_back_and_loses_nothing(broker: 
         await worker.ask("drop", partitions=[0])
         await worker.receives(*mine)
         assert [value for value in worker.values if value.startswith("full")] == mine
-
-
-async def has(*workers: Worker) -> set[str]:
-    """Which of the last messages came to any of the workers."""
-    return {value for worker in workers for value in worker.values if value.startswith("end")}
-
-
-async def test_two_workers_and_a_kill_lose_nothing(kafka_broker: Callable[[], Awaitable[Broker]]) -> None:
-    broker = await kafka_broker()
-    values = [f"v-{n}" for n in range(200)]
-    async with broker.worker() as first, broker.worker(wait=False) as second:
-        await first.send(*values[:100], partition=0)
-        await first.send(*values[100:], partition=1)
-        await second.ready()
-        acked: set[str] = set()
-        for worker in (first, second):
-            # Every second one, the later ones first: what is held lies below what is acked.
-            some = worker.values[1::2][::-1]
-            await worker.ack(*some)
-            acked.update(some)
-        await first.send("end-0", partition=0)
-        await first.send("end-1", partition=1)
-        await eventually(lambda: has(first, second), {"end-0", "end-1"})
-        await first.kill()
-        lost = [value for value in values if value not in acked]
-        await second.receives(*[value for value in lost if value in first.values])
-        assert set(first.values) | set(second.values) >= set(values)
 
 
 async def test_a_second_process_on_the_same_log_is_refused_with_a_sentence(tmp_path: Path) -> None:

@@ -104,7 +104,9 @@ class Steered:
                 return {"offsets": [[(await future).partition, (await future).offset] for future in waiting]}
             case "ack":
                 for at in command["at"]:
-                    self.held.pop(tuple(at)).ack()
+                    event = self.held.pop(tuple(at), None)
+                    if event is not None:
+                        event.ack()
             case "full":
                 self.full = set(command["partitions"])
             case "drop":
@@ -130,19 +132,9 @@ def say(kind: str, **data: Any) -> None:
     print(json.dumps({"kind": kind, **data}), flush=True)
 
 
-async def end(app: faust.App) -> None:
-    """Stop while a command may still be waiting."""
-    await app.stop()
-    sys.exit(0)
-
-
-async def main() -> None:
-    logging.basicConfig(level=OPTIONS.get("log", "WARNING"), stream=sys.stderr)
-    if OPTIONS.get("rule") == "faust":
-        CommitRule._new_offset = FaustConsumer._new_offset  # type: ignore[method-assign]
-    steered = Steered()
+async def serve(steered: Steered) -> None:
+    """Start, then do what comes on standard input."""
     app = steered.app
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: asyncio.ensure_future(end(app)))
     await app.start()
     while app.rebalancing or not app.tables.recovery.completed.is_set():  # type: ignore[attr-defined]
         await asyncio.sleep(0.02)
@@ -154,6 +146,22 @@ async def main() -> None:
         say("done", do=command["do"], **await steered.obey(command))
         if command["do"] == "stop":
             return
+
+
+async def main() -> None:
+    logging.basicConfig(level=OPTIONS.get("log", "WARNING"), stream=sys.stderr)
+    if OPTIONS.get("rule") == "faust":
+        CommitRule._new_offset = FaustConsumer._new_offset  # type: ignore[method-assign]
+    steered, stopping = Steered(), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    serving, ending = asyncio.ensure_future(serve(steered)), asyncio.ensure_future(stopping.wait())
+    await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
+    if stopping.is_set():
+        await steered.app.stop()
+        serving.cancel()
+    else:
+        ending.cancel()
+        await serving
 
 
 asyncio.run(main())
