@@ -73,4 +73,4 @@ async def receive(app: Any, event: Any) -> None:
     worker.receive(task, Receipt(tp, message.offset, event.ack), time.monotonic())
     if worker.backlog.full(tp.topic):
         worker.backlog.mark(tp)
-        app.consumer.on_buffer_full(tp)
+        app.consumer.on_buffer_full(message.tp)  # Faust asserts its own type here

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from faust.types import TP as FaustTP
+
 from streamapp.broker.admin import Admin, open_admin
+from streamapp.broker.record import TP
 from streamapp.clock import Clock
 from streamapp.db import Claims, Database, Delivery, Registry, Tasks, open_database, upgrade
 from streamapp.errors import Unavailable
@@ -128,8 +131,8 @@ def _open_worker(app: StreamApp, claims: Claims, registry: Registry, storage: St
 
     spool = Spool(storage)
 
-    def release(tp: Any) -> None:
-        app.consumer.on_buffer_drop(tp)
+    def release(tp: TP) -> None:
+        app.consumer.on_buffer_drop(FaustTP(*tp))  # Faust asserts its own type here
 
     parts = Parts(
         claims=claims,

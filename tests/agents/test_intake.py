@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from faust.types import TP as FaustTP
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,7 +40,7 @@ class FakeApp:
         self.letters.append(letter)
 
     def event(self, value: bytes | None, offset: int = 0, topic: str = "sd15_tasks") -> Any:
-        place = SimpleNamespace(topic=topic, partition=1, offset=offset)
+        place = SimpleNamespace(topic=topic, partition=1, offset=offset, tp=FaustTP(topic, 1))
         return SimpleNamespace(value=value, message=place, ack=lambda: self.acked.append(offset))
 
 
@@ -86,5 +87,6 @@ async def test_above_the_mark_every_event_tells_the_consumer_to_hold_its_partiti
     for number in range(5):
         await intake.receive(app, app.event(message(f"t{number}").encode(), number))
     assert app.held == [TP("sd15_tasks", 1)] * 3
+    assert {type(tp) for tp in app.held} == {FaustTP}
     await intake.receive(app, app.event(message("now", priority=0).encode(), 9, "sd15_tasks_urgent"))
     assert len(app.held) == 3
