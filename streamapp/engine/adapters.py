@@ -86,9 +86,10 @@ def _factors(
 
     if not state:
         return {}
+    rename = convert_unet_state_dict_to_peft if part == "unet" else convert_state_dict_to_peft
     if not any("lora_A" in key for key in state):
-        state = (convert_unet_state_dict_to_peft if part == "unet" else convert_state_dict_to_peft)(state)
-    scale = {_module(key): float(value) for key, value in alphas.items()}
+        state = rename(state)
+    scale = {_module(key, rename): float(value) for key, value in alphas.items()}
     modules = dict(target.named_modules())
     found: dict[str, Factors] = {}
     for key, down in state.items():
@@ -116,13 +117,12 @@ def _factors(
     return found
 
 
-def _module(key: str) -> str:
-    """``…to_q.alpha``, ``…to_q.lora_A.weight.alpha`` and older spellings → the module's name."""
-    for ending in (".alpha", ".lora_A.weight", ".lora_B.weight", ".lora.down.weight", ".lora_linear_layer.down.weight", ".lora"):
-        key = key.removesuffix(ending)
-    for old, new in (("to_q_lora", "to_q"), ("to_k_lora", "to_k"), ("to_v_lora", "to_v"), ("to_out_lora", "to_out.0")):
-        key = key.replace(f"processor.{old}.down", new).replace(f"{old}.down", new)
-    return key
+def _module(key: str, rename: Any) -> str:
+    """The module an alpha belongs to; its key is spelt like a factor's, or like the module's, with ``.alpha`` behind."""
+    (renamed,) = rename({key.removesuffix(".alpha"): None})
+    for ending in (".lora_A.weight", ".lora_B.weight", ".lora.down.weight", ".lora_linear_layer.down.weight", ".weight"):
+        renamed = renamed.removesuffix(ending)
+    return str(renamed)
 
 
 class Mixer:
