@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import time
@@ -11,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from streamapp.broker.admin import TopicSpec
-from streamapp.broker.embedded import log as log_module
-from streamapp.broker.embedded import upkeep
+from streamapp.broker.embedded import upkeep, writer
 from streamapp.broker.embedded.lock import LogInUse
 from streamapp.broker.embedded.log import Log, LogFull
 from streamapp.broker.embedded.partition import NewRecord
@@ -50,7 +50,7 @@ def clean(log: Log, until: Callable[[], bool]) -> None:
     end = time.monotonic() + 20
     while not until():
         assert time.monotonic() < end, "cleaning did not come to the expected end"
-        log._order(lambda _: log._upkeep.begin(), lambda _: None).result()
+        log._writer.order(lambda _: log._upkeep.begin(), lambda _: None).result()
 
 
 def test_records_keep_everything_they_were_given(log: Log) -> None:
@@ -122,11 +122,18 @@ def test_creating_topics_again_is_harmless_and_a_mismatch_says_what_to_do(log: L
 
 def test_a_wrong_order_does_not_take_its_neighbours_along(log: Log) -> None:
     orders = [log.append([NewRecord(JOBS, b"k", b"a")])]
-    orders.append(log._order(lambda connection: connection.execute("SELECT nonsense"), lambda _: None))
+    orders.append(log._writer.order(lambda connection: connection.execute("SELECT nonsense"), lambda _: None))
     orders.append(log.append([NewRecord(JOBS, b"k", b"b")]))
     assert orders[0].result() == [0]
     assert isinstance(orders[1].exception(), sqlite3.OperationalError)
     assert orders[2].result() == [1]
+
+
+async def test_who_stops_waiting_does_not_stop_the_writer(log: Log) -> None:
+    waiting = asyncio.wrap_future(log.append([NewRecord(JOBS, b"k", b"a")]))
+    waiting.cancel()
+    await asyncio.sleep(0)
+    assert await asyncio.wrap_future(log.append([NewRecord(JOBS, b"k", b"b")])) == [1]
 
 
 def test_a_second_owner_is_refused_with_a_sentence(log: Log, path: Path) -> None:
@@ -189,7 +196,7 @@ def test_a_topic_with_a_size_keeps_to_it(log: Log) -> None:
 
 
 def test_a_full_log_drops_what_was_read_and_refuses_the_rest(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_module, "UPKEEP_INTERVAL", 0.01)
+    monkeypatch.setattr(writer, "UPKEEP_INTERVAL", 0.01)
     log = Log(path, max_bytes=2 * 1024**2)
     try:
         log.create_topics([TopicSpec("jobs", 1), TopicSpec("state", 1, 1, COMPACT)]).result()

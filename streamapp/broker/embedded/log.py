@@ -8,15 +8,13 @@ The newest records of each partition are also kept in memory, so a consumer that
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
 
 import orjson
 
@@ -24,28 +22,17 @@ from streamapp.broker.admin import TopicSpec, check_partitions
 from streamapp.broker.embedded import lock, schema
 from streamapp.broker.embedded.partition import NewRecord, Partition, record_size
 from streamapp.broker.embedded.upkeep import Upkeep
+from streamapp.broker.embedded.writer import Writer
 from streamapp.broker.record import TP, Record
 from streamapp.errors import NotFound, Unavailable
 
-logger = logging.getLogger(__name__)
-
 MAX_BYTES = 2 * 1024**3
-UPKEEP_INTERVAL = 30.0
-_BATCH = 2000
 
 
 class LogFull(Unavailable):
     """Nothing more is taken until the consumers have caught up."""
 
     code = "log_full"
-
-
-class _Command(NamedTuple):
-    """Work for the writer: ``write`` runs in the transaction, ``publish`` after it; its result is the future's."""
-
-    write: Callable[[sqlite3.Connection], Any]
-    publish: Callable[[Any], Any]
-    future: Future[Any]
 
 
 class Log:
@@ -64,8 +51,8 @@ class Log:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock_file = lock.hold(path)
         try:
-            self._writer = schema.connect(path)
-            schema.prepare(self._writer, path)
+            self._connection = schema.connect(path)
+            schema.prepare(self._connection, path)
             self._reader = schema.connect(path)
         except BaseException:
             lock.let_go(self._lock_file)
@@ -79,23 +66,20 @@ class Log:
         self._load()
         self._grown: set[TP] = set()
         self._topics_changed = False
-        self._upkeep = Upkeep(self, self._writer)
-        self._commands: SimpleQueue[_Command | None] = SimpleQueue()
+        self._upkeep = Upkeep(self, self._connection)
         self._closed = False
         self._read_pool = ThreadPoolExecutor(1, thread_name_prefix="log-reader")
-        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
-        self._thread.start()
+        self._writer = Writer(self._connection, self._upkeep, undo=self._undo, announce=self._announce)
 
     def close(self) -> None:
         """Write what was handed over, then let the file go. Blocks; safe to call twice."""
         if self._closed:
             return
         self._closed = True
-        self._commands.put(None)
-        self._thread.join()
+        self._writer.close()
         self._read_pool.shutdown()
         self._reader.close()
-        self._writer.close()
+        self._connection.close()
         lock.let_go(self._lock_file)
 
     # What readers see.
@@ -165,7 +149,7 @@ class Log:
         def write(connection: sqlite3.Connection) -> list[tuple[Partition, Record]]:
             return [(row[0], self._insert(connection, *row)) for row in rows]
 
-        offsets: Future[list[int]] = self._order(write, self._published)
+        offsets: Future[list[int]] = self._writer.order(write, self._published)
         return offsets
 
     def check(self, record: NewRecord) -> Partition:
@@ -211,7 +195,7 @@ class Log:
                 **{TP(*tp): offset for tp, offset in offsets.items()},
             }
 
-        return self._order(write, publish)
+        return self._writer.order(write, publish)
 
     def create_topics(self, specs: Iterable[TopicSpec]) -> Future[list[str]]:
         """Create missing topics, store the configuration of all, return the created names (``PartitionMismatch``)."""
@@ -235,92 +219,26 @@ class Log:
             self._topics_changed = self._topics_changed or bool(missing)
             return [spec.name for spec in missing]
 
-        created: Future[list[str]] = self._order(write, publish)
+        created: Future[list[str]] = self._writer.order(write, publish)
         return created
 
-    def _order(self, write: Callable[[sqlite3.Connection], Any], publish: Callable[[Any], Any]) -> Future[Any]:
-        future: Future[Any] = Future()
-        if self._closed:
-            raise Unavailable("the embedded broker is closed")
-        self._commands.put(_Command(write, publish, future))
-        return future
+    # What the writer calls in its thread.
 
-    # The writer thread.
+    def _undo(self) -> None:
+        self._ends = {partition.id: partition.end for partition in self._partitions.values()}
 
-    def _run(self) -> None:
-        due = time.monotonic() + UPKEEP_INTERVAL
-        while True:
-            batch = self._take(0.0 if self._upkeep.busy else max(0.0, due - time.monotonic()))
-            if batch is None:
-                return
-            if batch:
-                self._write(batch)
-            if time.monotonic() >= due or self._upkeep.pressing:
-                self._upkeep.begin()
-                due = time.monotonic() + UPKEEP_INTERVAL
-            if self._upkeep.busy:
-                # One short transaction between two batches: cleaning never holds up a producer.
-                error = self._transaction(self._upkeep.step)
-                if error is not None:
-                    logger.warning("cleaning the embedded log failed, it is tried again later: %s", error)
-
-    def _take(self, timeout: float) -> list[_Command] | None:
-        """Everything waiting; an empty list after ``timeout`` seconds; ``None`` when closed."""
-        batch: list[_Command] = []
-        try:
-            command = self._commands.get(timeout=timeout) if timeout > 0 else self._commands.get_nowait()
-            while command is not None:
-                batch.append(command)
-                if len(batch) >= _BATCH:
-                    return batch
-                command = self._commands.get_nowait()
-            if not batch:
-                return None
-            self._commands.put(None)
-        except Empty:
-            pass
-        return batch
-
-    def _transaction(self, work: Callable[[], Any]) -> Exception | None:
-        try:
-            self._writer.execute("BEGIN IMMEDIATE")
-            work()
-            self._writer.execute("COMMIT")
-        except Exception as error:  # noqa: BLE001 - boundary of the thread: the caller's future carries it on
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
-            self._ends = {partition.id: partition.end for partition in self._partitions.values()}
-            return error
-        return None
-
-    def _write(self, batch: list[_Command]) -> None:
-        results: list[Any] = []
-
-        def work() -> None:
-            results.extend(command.write(self._writer) for command in batch)
-
-        error = self._transaction(work)
-        if error is not None and len(batch) > 1:
-            # One order may be wrong by itself: the others must not fail with it.
-            for command in batch:
-                self._write([command])
-            return
-        self._grown.clear()
-        self._topics_changed = False
-        answers = [] if error else [command.publish(result) for command, result in zip(batch, results, strict=True)]
-        # Consumers are told first: the record is durable, and they have work to do.
+    def _announce(self) -> None:
         if self._grown or self._topics_changed:
             for watcher in list(self._watchers):
-                watcher(frozenset(self._grown))
-        for index, command in enumerate(batch):
-            if error:
-                command.future.set_exception(error)
-            else:
-                command.future.set_result(answers[index])
+                # A watcher's event loop may have ended; that is no trouble of those who write.
+                with contextlib.suppress(RuntimeError):
+                    watcher(frozenset(self._grown))
+        self._grown.clear()
+        self._topics_changed = False
 
     def _load(self) -> None:
         """Read topics, bounds and commits of partitions not in memory yet."""
-        connection = self._writer
+        connection = self._connection
         for name, partitions, config in connection.execute("SELECT name, partitions, config FROM topics").fetchall():
             self.topics[name] = TopicSpec(name, partitions, 1, orjson.loads(config))
         names: dict[int, TP] = {}
