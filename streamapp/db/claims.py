@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, and_, or_, select
+from sqlalchemy import BigInteger, ColumnElement, Connection, and_, bindparam, or_, select
 
 from streamapp.db.database import Database
 from streamapp.db.endings import (
+    IDS,
     Ending,
     chunks,
     each,
@@ -39,6 +40,41 @@ def released() -> dict[Any, Any]:
     return {tasks.c.claimed_by: None, tasks.c.lease_until: None, tasks.c.started_at: None}
 
 
+_C: Final = tasks.c
+_LEASE: Final = now_ms() + bindparam("with_lease", type_=BigInteger())
+_MINE: Final = (_C.state == State.RUNNING, _C.claim_token.in_(bindparam("with_tokens", expanding=True)))
+
+_CLAIM: Final = (
+    update_tasks(IDS)
+    .where(
+        or_(
+            and_(_C.state == State.QUEUED, or_(_C.not_before.is_(None), _C.not_before <= now_ms())),
+            orphaned(),
+        ),
+        or_(_C.deadline_at.is_(None), _C.deadline_at > now_ms()),
+    )
+    .values(
+        {
+            _C.state: State.RUNNING.value,
+            _C.claim_token: bindparam("with_token"),
+            _C.claimed_by: bindparam("with_worker"),
+            _C.lease_until: _LEASE,
+            _C.started_at: now_ms(),
+            _C.not_before: None,
+            _C.attempts: _C.attempts + 1,
+            _C.version: _C.version + 1,
+        }
+    )
+)
+_CLAIMED: Final = select(tasks).where(_C.id.in_(IDS), _C.claim_token == bindparam("with_token")).order_by(_C.id)
+_GLIMPSE: Final = select(
+    *(_C.id, _C.state, _C.lease_until, _C.not_before, _C.cancel_requested, _C.attempts, _C.deadline_at),
+    now_ms().label("now"),
+).where(_C.id.in_(IDS))
+_RENEW: Final = update_tasks(IDS).where(*_MINE).values({_C.lease_until: _LEASE})
+_KEPT: Final = select(_C.id, _C.claim_token).where(_C.id.in_(IDS), *_MINE)
+
+
 class Claims:
     """What a worker does to tasks; every call takes many and costs a fixed number of statements."""
 
@@ -52,33 +88,13 @@ class Claims:
         """
         if not ids:
             return []
-        token, c = secrets.token_hex(12), tasks.c
-        free = or_(
-            and_(c.state == State.QUEUED, or_(c.not_before.is_(None), c.not_before <= now_ms())),
-            orphaned(),
-        )
-        claimed = (
-            update_tasks(ids)
-            .where(free, or_(c.deadline_at.is_(None), c.deadline_at > now_ms()))
-            .values(
-                {
-                    c.state: State.RUNNING.value,
-                    c.claim_token: token,
-                    c.claimed_by: worker_id,
-                    c.lease_until: now_ms() + int(lease_s * 1000),
-                    c.started_at: now_ms(),
-                    c.not_before: None,
-                    c.attempts: c.attempts + 1,
-                    c.version: c.version + 1,
-                }
-            )
-        )
-        ours = select(tasks).where(c.id.in_(sorted(ids)), c.claim_token == token).order_by(c.id)
+        facts = {"with_ids": sorted(ids), "with_token": secrets.token_hex(12)}
+        terms = {"with_worker": worker_id, "with_lease": int(lease_s * 1000)}
 
         def work(connection: Connection) -> list[TaskRow]:
-            if not connection.execute(claimed).rowcount:
+            if not connection.execute(_CLAIM, {**facts, **terms}).rowcount:
                 return []
-            return [task_row(row) for row in connection.execute(ours)]
+            return [task_row(row) for row in connection.execute(_CLAIMED, facts)]
 
         return await self._database.write(work)
 
@@ -86,9 +102,6 @@ class Claims:
         """Where tasks stand that this worker has not claimed; ids without a row are missing from the answer."""
         if not ids:
             return {}
-        c = tasks.c
-        columns = (c.id, c.state, c.lease_until, c.not_before, c.cancel_requested, c.attempts, c.deadline_at)
-        statement = select(*columns, now_ms().label("now")).where(c.id.in_(sorted(ids)))
 
         def held(row: Any) -> Held:
             return Held(
@@ -101,7 +114,7 @@ class Claims:
             )
 
         return await self._database.read(
-            lambda connection: {row.id: held(row) for row in connection.execute(statement)}
+            lambda connection: {row.id: held(row) for row in connection.execute(_GLIMPSE, {"with_ids": sorted(ids)})}
         )
 
     async def renew(self, tokens: Mapping[str, str], lease_s: float) -> set[str]:
@@ -111,15 +124,14 @@ class Claims:
         """
         if not tokens:
             return set()
-        c = tasks.c
-        mine = (c.state == State.RUNNING, c.claim_token.in_(sorted(set(tokens.values()))))
-        extended = update_tasks(tokens).where(*mine).values({c.lease_until: now_ms() + int(lease_s * 1000)})
-        kept = select(c.id, c.claim_token).where(c.id.in_(sorted(tokens)), *mine)
+        mine = {"with_ids": sorted(tokens), "with_tokens": sorted(set(tokens.values()))}
 
         def work(connection: Connection) -> set[str]:
-            if connection.execute(extended).rowcount == len(tokens):
+            if connection.execute(_RENEW, {**mine, "with_lease": int(lease_s * 1000)}).rowcount == len(tokens):
                 return set()
-            return set(tokens) - {row.id for row in connection.execute(kept) if tokens[row.id] == row.claim_token}
+            return set(tokens) - {
+                row.id for row in connection.execute(_KEPT, mine) if tokens[row.id] == row.claim_token
+            }
 
         return await self._database.write(work)
 

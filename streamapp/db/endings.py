@@ -8,9 +8,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, Update, case, insert, literal, select, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Update,
+    bindparam,
+    case,
+    insert,
+    literal,
+    select,
+    update,
+)
 
 from streamapp.db.events import ended_without_result, event_id, write_callbacks, write_events
 from streamapp.db.rows import ImageRow, TaskRow, dump, task_row
@@ -49,10 +62,10 @@ def chunks(items: Sequence[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
         yield items[start : start + size]
 
 
-def update_tasks(ids: Collection[str]) -> Update:
+def update_tasks(ids: Collection[str] | BindParameter[Any]) -> Update:
     """An UPDATE of rows by id. The hint keeps MySQL from walking (and locking) a state index instead of the key."""
     hinted = update(tasks).with_hint("FORCE INDEX (PRIMARY)", dialect_name="mysql")
-    return hinted.where(tasks.c.id.in_(sorted(ids)))
+    return hinted.where(tasks.c.id.in_(ids if isinstance(ids, BindParameter) else sorted(ids)))
 
 
 def along(statement: Select[Any], index: str) -> Select[Any]:
@@ -60,23 +73,32 @@ def along(statement: Select[Any], index: str) -> Select[Any]:
     return statement.with_hint(tasks, f"FORCE INDEX (ix_tasks_{index})", dialect_name="mysql")
 
 
-def locked(statement: Select[Any], ids: Collection[str]) -> Select[Any]:
+#: The ids of a statement that is built once: building one anew costs more than the database takes to run it.
+#: Names of such parameters must differ from the columns', which an UPDATE would take for values to set.
+IDS: Final[BindParameter[Any]] = bindparam("with_ids", expanding=True)
+
+
+def _locked(*columns: Any) -> Select[Any]:
     """Rows by id, sorted and locked (SQLite's writer holds the lock of the whole file already)."""
-    hinted = statement.with_hint(tasks, "FORCE INDEX (PRIMARY)", dialect_name="mysql")
-    return hinted.where(tasks.c.id.in_(sorted(ids))).order_by(tasks.c.id).with_for_update()
+    hinted = select(*columns, now_ms().label("now")).with_hint(tasks, "FORCE INDEX (PRIMARY)", dialect_name="mysql")
+    return hinted.where(tasks.c.id.in_(IDS)).order_by(tasks.c.id).with_for_update()
+
+
+_ROWS: Final = _locked(tasks)
+_FACTS: Final = _locked(
+    *(tasks.c[name] for name in ("id", "state", "claim_token", "cancel_requested", "version", "callback_url"))
+)
 
 
 def lock_rows(connection: Connection, ids: Collection[str]) -> tuple[dict[str, TaskRow], int]:
     """The rows of ``ids``, locked, and the database's clock."""
-    found = connection.execute(locked(select(tasks, now_ms().label("now")), ids)).all() if ids else []
+    found = connection.execute(_ROWS, {"with_ids": sorted(ids)}).all() if ids else []
     return {row.id: task_row(row) for row in found}, found[0].now if found else 0
 
 
 def lock_facts(connection: Connection, ids: Collection[str]) -> tuple[dict[str, Row[Any]], int]:
     """The few columns that a decision about ``ids`` needs, locked, and the database's clock."""
-    c = tasks.c
-    columns = (c.id, c.state, c.claim_token, c.cancel_requested, c.version, c.callback_url)
-    found = connection.execute(locked(select(*columns, now_ms().label("now")), ids)).all() if ids else []
+    found = connection.execute(_FACTS, {"with_ids": sorted(ids)}).all() if ids else []
     return {row.id: row for row in found}, found[0].now if found else 0
 
 

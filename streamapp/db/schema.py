@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.expression import ColumnElement
+from sqlalchemy.sql.functions import FunctionElement
 
 metadata = MetaData(
     naming_convention={
@@ -45,9 +45,10 @@ JsonText = Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
 Serial = BigInteger().with_variant(Integer(), "sqlite")
 
 
-class now_ms(ColumnElement[int]):  # noqa: N801  (reads as the SQL function it stands for)
+class now_ms(FunctionElement[int]):  # noqa: N801  (reads as the SQL function it stands for)
     """The database's clock in milliseconds since 1970, the same expression on both databases."""
 
+    name = "now_ms"
     inherit_cache = True
     type = BigInteger()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, event, insert, text
+from sqlalchemy.engine.interfaces import CacheStats
 
 from streamapp.db import Claims, Database, Delivery, Produced, State, Tasks
 from streamapp.db.schema import outbox, tasks
@@ -193,3 +194,26 @@ def whole_walk(plan: str, name: str, *, sqlite: bool) -> bool:
         return bool(tables) or (name in {"due", "page", "page by state", "page of a user"} and "TEMP B-TREE" in plan)
     sorts = name in {"due", "page", "page by state", "page of a user"} and "filesort" in plan
     return sorts or "'ALL', None, None, None, None, '" + str(ROWS) in plan
+
+
+# Not the figures: they are taken at most twice a second.
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"queued", "counts"}))
+async def test_a_hot_statement_is_compiled_once(name: str, filled: Plans) -> None:
+    operation, _ = CASES[name]
+    missed: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        if context.compiled is not None and context.cache_hit is not CacheStats.CACHE_HIT:
+            missed.append(statement)
+
+    await operation(filled)
+    engines = [engine.sync_engine for engine in filled.database.engines]
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", note)
+    await operation(filled)
+    await operation(filled)
+    for engine in engines:
+        event.remove(engine, "before_cursor_execute", note)
+    # The second time there may be other rows, and so another statement; the third time there is nothing new.
+    assert len(missed) <= 2, missed
+    assert not any(statement.startswith("SELECT") for statement in missed), missed
