@@ -35,8 +35,10 @@ async def server() -> AsyncIterator[TestServer]:
     app.router.add_route("*", "/redirect", redirect)
     app.router.add_get("/big", big)
     app.router.add_get("/loop", loop)
-    async with TestServer(app, host="127.0.0.1") as running:
-        yield running
+    running = TestServer(app, host="127.0.0.1")
+    await running.start_server()
+    yield running
+    await running.close()
 
 
 @pytest.mark.parametrize(
@@ -90,9 +92,7 @@ async def test_a_redirect_to_a_private_address_is_refused(server: TestServer, mo
     """The first address may be fine and still point inside."""
 
     async def resolve(self: Any, host: str, port: int = 0, family: int = socket.AF_INET) -> list[dict[str, Any]]:
-        return [
-            {"hostname": host, "host": "127.0.0.1", "port": port, "family": socket.AF_INET, "proto": 0, "flags": 0}
-        ]
+        return [{"hostname": host, "host": "127.0.0.1", "port": port, "family": socket.AF_INET, "proto": 0, "flags": 0}]
 
     monkeypatch.setattr(guarded.PublicResolver, "resolve", resolve)  # the outside world, as far as this test goes
     async with GuardedClient() as client:

@@ -1,0 +1,1 @@
+"""The whole path of a task against the plain recipe."""

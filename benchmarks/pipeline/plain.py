@@ -105,9 +105,7 @@ async def work() -> None:
     await consumer.start()
     async for message in consumer:
         task = orjson.loads(message.value)
-        await execute(
-            pool, "UPDATE plain_tasks SET state='running', started_at=%s WHERE id=%s", now_ms(), task["id"]
-        )
+        await execute(pool, "UPDATE plain_tasks SET state='running', started_at=%s WHERE id=%s", now_ms(), task["id"])
         result = orjson.dumps({"text": task["text"]}).decode()
         await execute(
             pool,

@@ -1,8 +1,8 @@
 """LoRA: many adapters resident, any combination per row of one forward.
 
-A combination is one low-rank product: Σ wᵢ·BᵢAᵢ = [w₁B₁ …][A₁; …] (Hu et al. 2021 for the factors; the batched gather is
-the idea of Punica and S-LoRA). A forward hook adds, for every row, its own product in a side branch, so rows with
-different combinations and rows with none share one forward and the base weights never change.
+A combination is one low-rank product: Σ wᵢ·BᵢAᵢ = [w₁B₁ …][A₁; …] (Hu et al. 2021 for the factors; the batched
+gather is the idea of Punica and S-LoRA). A forward hook adds, for every row, its own product in a side branch, so
+rows with different combinations and rows with none share one forward and the base weights never change.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def read_adapter(name: str, path: Path, targets: Mapping[str, nn.Module], config
     Raises:
         EngineError: ``load_failed`` for an unreadable file, ``incompatible_lora`` naming the kind or the layer.
     """
-    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+    from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -86,7 +86,7 @@ def _factors(
 
     if not state:
         return {}
-    rename = convert_unet_state_dict_to_peft if part == "unet" else convert_state_dict_to_peft
+    rename: Any = convert_unet_state_dict_to_peft if part == "unet" else convert_state_dict_to_peft
     if not any("lora_A" in key for key in state):
         state = rename(state)
     scale = {_module(key, rename): float(value) for key, value in alphas.items()}
@@ -100,7 +100,9 @@ def _factors(
         layer = modules.get(module)
         weight = getattr(layer, "weight", None)
         if up is None or weight is None or not isinstance(layer, nn.Linear | nn.Conv2d):
-            raise EngineError("incompatible_lora", f"LoRA {name!r}: {part} has no layer {module}", lora=name, layer=module)
+            raise EngineError(
+                "incompatible_lora", f"LoRA {name!r}: {part} has no layer {module}", lora=name, layer=module
+            )
         rank = down.shape[0]
         if down.shape[1] != weight.shape[1] or up.shape[0] != weight.shape[0] or up.shape[1] != rank:
             raise EngineError(
@@ -118,9 +120,15 @@ def _factors(
 
 
 def _module(key: str, rename: Any) -> str:
-    """The module an alpha belongs to; its key is spelt like a factor's, or like the module's, with ``.alpha`` behind."""
+    """The module an alpha belongs to; its key is a factor's or the module's, with ``.alpha`` behind."""
     (renamed,) = rename({key.removesuffix(".alpha"): None})
-    for ending in (".lora_A.weight", ".lora_B.weight", ".lora.down.weight", ".lora_linear_layer.down.weight", ".weight"):
+    for ending in (
+        ".lora_A.weight",
+        ".lora_B.weight",
+        ".lora.down.weight",
+        ".lora_linear_layer.down.weight",
+        ".weight",
+    ):
         renamed = renamed.removesuffix(ending)
     return str(renamed)
 
@@ -211,7 +219,7 @@ def _product(layer: nn.Module, value: torch.Tensor, down: torch.Tensor, up: torc
             value.reshape(1, batch * channels, height, width),
             down.reshape(batch * rank, *down.shape[2:]),
             stride=layer.stride,
-            padding=layer.padding,  # type: ignore[arg-type]  # diffusers' layers all pad by numbers
+            padding=layer.padding,
             dilation=layer.dilation,
             groups=batch,
         )

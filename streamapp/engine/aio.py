@@ -101,8 +101,8 @@ class AsyncEngine:
         """Samples handed over and not at their end yet."""
         return sum(self._left.values())
 
-    def room(self, model: str, width: int, height: int) -> int:
-        """How many more samples of this size would join soon."""
+    def room(self, width: int, height: int) -> int:
+        """How many more samples of this size would join soon, whatever their model."""
         samples = default_samples(width, height)
         if self._max_rows is not None:
             samples = min(samples, max(1, self._max_rows // 2))

@@ -58,7 +58,7 @@ class Child:
         value, failure = None, None
         try:
             value = run_command(engine, call.method, call.args, refused)
-        except Exception as error:  # whatever it is belongs to the caller; the child goes on
+        except Exception as error:  # noqa: BLE001 (whatever it is belongs to the caller; the child goes on)
             failure = error
         if call.number:
             self._send(Reply(call.number, value, failure))

@@ -122,10 +122,10 @@ class Engine:
                 self._events.append(Event(job_id, sample.index, "cancelled"))
         self._keep(lambda sample: not hit(sample))
 
-    def step(self, timeout: float = 0.0) -> list[Event]:
+    def step(self, timeout: float = 0.0) -> list[Event]:  # noqa: ARG002 (the hosts share this interface)
         """One tick: let samples join, run one batch, retire what is done; what happened meanwhile.
 
-        ``timeout`` is there for the hosts that share this interface; an engine in its own thread never waits.
+        An engine that is called directly never waits, whatever the ``timeout``.
         """
         self._schedule()
         batch = self._next_batch()
@@ -159,7 +159,7 @@ class Engine:
 
     def close(self) -> None:
         """Free everything; unfinished jobs are gone."""
-        self._keep(lambda sample: False)
+        self._keep(lambda _: False)
         for name in list(self._checkpoints):
             self.unload(name)
 
@@ -181,7 +181,9 @@ class Engine:
     def _free(self) -> int:
         """Samples of the first waiting one's size that still find room."""
         first = self._waiting[0]
-        used = sum(s.rows for s in self._all_running() if (s.job.width, s.job.height) == (first.job.width, first.job.height))
+        used = sum(
+            s.rows for s in self._all_running() if (s.job.width, s.job.height) == (first.job.width, first.job.height)
+        )
         return max(0, self.caps.rows(first.job.width, first.job.height) - used) // first.rows
 
     def _encode_batch(self) -> list[Sample]:

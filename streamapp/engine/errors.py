@@ -10,8 +10,8 @@ from streamapp.errors import AppError
 class EngineError(AppError):
     """A job the engine refuses, or one that failed; ``code`` is per instance.
 
-    Codes: ``invalid_job``, ``unknown_model``, ``unknown_sampler``, ``unknown_lora``, ``incompatible_lora``, ``load_failed``,
-    ``not_finite``, ``engine_crashed`` (retryable), ``engine_closed`` (retryable), ``internal``.
+    Codes: ``invalid_job``, ``unknown_model``, ``unknown_sampler``, ``unknown_lora``, ``incompatible_lora``,
+    ``load_failed``, ``not_finite``, ``engine_crashed`` (retryable), ``engine_closed`` (retryable), ``internal``.
     """
 
     status = 400

@@ -152,7 +152,7 @@ class EngineThread:
                 name, args, future = command
                 try:
                     future.set_result(run_command(engine, name, args, refused))
-                except Exception as error:  # the caller gets whatever it was; the loop goes on
+                except Exception as error:  # noqa: BLE001 (the caller gets whatever it was; the loop goes on)
                     future.set_exception(error)
                 if refused:
                     break

@@ -242,7 +242,11 @@ class EngineProcess:
 
     def _lose(self, jobs: list[str]) -> None:
         closed = self.state == "closed"
-        code, message = ("engine_closed", "the engine was closed") if closed else ("engine_crashed", "the engine's process ended while it held this job")
+        code, message = (
+            ("engine_closed", "the engine was closed")
+            if closed
+            else ("engine_crashed", "the engine's process ended while it held this job")
+        )
         error = EngineError(code, message, retryable=True)
         for job_id in jobs:
             self._left.pop(job_id, None)

@@ -36,8 +36,8 @@ class Schedule:
         sampler: its name.
         timesteps: one per denoiser call, float32 (second-order solvers call twice a step, but for the last).
         scale: factor of the sample before each call.
-        coefficients: ``(calls, 1 + slots, 3 + slots)`` float64: rows are the next sample and the kept tensors, columns the
-            sample, the model output, the noise and the tensors kept so far.
+        coefficients: ``(calls, 1 + slots, 3 + slots)`` float64: rows are the next sample and the kept tensors, columns
+            the sample, the model output, the noise and the tensors kept so far.
         noise: per call None, ``"randn"`` (drawn from the sample's generator), or the sigma interval of a Brownian path.
         sigmas: smallest and largest positive sigma, of the Brownian path.
         initial: standard deviation of the initial noise.
@@ -47,7 +47,7 @@ class Schedule:
     timesteps: tuple[float, ...]
     scale: tuple[float, ...]
     coefficients: torch.Tensor
-    noise: tuple[None | str | tuple[float, float], ...]
+    noise: tuple[str | tuple[float, float] | None, ...]
     sigmas: tuple[float, float]
     initial: float
 
@@ -103,9 +103,7 @@ def _trace(scheduler: Any, steps: int, name: str) -> Schedule:
             after = scheduler.step(_basis(MODEL), timestep, _basis(X), return_dict=False)[0]
             kept = {slots[where]: _get(scheduler, *where) for where in _kept(scheduler, slots)}
             empty = torch.zeros(WIDTH, dtype=torch.float64)
-            rows.append(
-                torch.stack([after.reshape(-1), *(kept.get(s, empty).reshape(-1) for s in range(MAX_SLOTS))])
-            )
+            rows.append(torch.stack([after.reshape(-1), *(kept.get(s, empty).reshape(-1) for s in range(MAX_SLOTS))]))
             noises.append(drawn[0] if drawn else None)
     used = len(slots)
     table = torch.stack(rows)[:, : 1 + used, : FIRST_SLOT + used].double()
@@ -133,7 +131,7 @@ def _is_vector(value: Any) -> bool:
 
 
 def _kept(scheduler: Any, slots: dict[tuple[str, int], int]) -> Iterator[tuple[str, int]]:
-    """Where the scheduler keeps vectors now: attribute and list index (−1: the attribute itself); new places get a slot."""
+    """Where vectors are kept now: attribute and list index (−1: the attribute itself); new places get a slot."""
     for attribute, value in list(vars(scheduler).items()):
         places = enumerate(value) if isinstance(value, list) else [(-1, value)]
         for index, held in places:

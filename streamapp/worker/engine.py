@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from streamapp.db import ModelRow
 from streamapp.engine.aio import AsyncEngine, open_engine
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event, Picture
@@ -35,8 +36,9 @@ FORGOTTEN = frozenset({"unknown_model", "unknown_lora"})
 class EngineDrawing:
     """See :class:`streamapp.worker.drawing.Drawing`."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, patience: float = 120.0) -> None:
         self._engine = engine
+        self._patience = patience
         self._events: dict[str, asyncio.Queue[Event]] = {}
         self._models: OrderedDict[str, Path] = OrderedDict()
         self._adapters: OrderedDict[tuple[str, str], Path] = OrderedDict()
@@ -81,7 +83,7 @@ class EngineDrawing:
     def room(self, row_or_message: Any) -> int:
         """Samples of this task's size that would join soon."""
         drawn = row_or_message.params.drawn
-        return self._engine.room(row_or_message.params.model, drawn.width, drawn.height)
+        return self._engine.room(drawn.width, drawn.height)
 
     async def draw(self, order: Order) -> AsyncIterator[Progress | Drawn]:
         """Make the weights ready, then draw; closing the iterator cancels what is left."""
@@ -117,11 +119,10 @@ class EngineDrawing:
     async def _prepare(self, order: Order) -> dict[str, float]:
         """Load what the order needs and the engine lacks; the seconds by stage (empty when all was there)."""
         began = time.monotonic()
-        while self._engine.state != "ready":
-            await asyncio.sleep(0.05)
+        await self._until_ready()
         async with self._loading:
             try:
-                fresh = await self._load_model(order)
+                fresh = await self._load_model(order.model, order.model_path)
                 for lora, path, _ in order.loras:
                     key = (lora.name, order.model.name)
                     if self._adapters.get(key) != path:
@@ -135,12 +136,29 @@ class EngineDrawing:
                 raise self._meaning(error, order.row.id) from error
         return {"load": time.monotonic() - began} if fresh else {}
 
-    async def _load_model(self, order: Order) -> bool:
-        name, path = order.model.name, order.model_path
+    async def warm(self, model: ModelRow, path: Path) -> float:
+        """Load a checkpoint before anybody asks for it; the seconds it took."""
+        await self._until_ready()
+        began = time.monotonic()
+        async with self._loading:
+            await self._load_model(model, path)
+        return time.monotonic() - began
+
+    async def _until_ready(self) -> None:
+        """A restart of the engine is waited for, but not for ever: another worker may have one that works."""
+        try:
+            async with asyncio.timeout(self._patience):
+                while self._engine.state != "ready":
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise EngineError("engine_closed", f"the engine is {self._engine.state}", retryable=True) from None
+
+    async def _load_model(self, model: ModelRow, path: Path) -> bool:
+        name = model.name
         fresh = self._models.get(name) != path
         if fresh:
             await self._make_room(self._models, CHECKPOINTS)
-            await self._engine.load(name, path, order.model.family)
+            await self._engine.load(name, path, model.family)
             self._models[name] = path
             log.info("checkpoint loaded", action="loaded", model=name)
         self._models.move_to_end(name)
@@ -232,4 +250,4 @@ def open_drawing(settings: Settings) -> Drawing:
         max_batch_rows=settings.max_batch_rows,
         start_grace=settings.engine_start,
     )
-    return EngineDrawing(engine)
+    return EngineDrawing(engine, settings.engine_start)

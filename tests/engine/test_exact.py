@@ -30,7 +30,8 @@ def pipeline() -> Any:
     """The reference: diffusers' own pipeline with the shipped weights."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = diffusers.StableDiffusionPipeline.from_pretrained(POCKET, local_files_only=True)
+        pipeline_class: Any = diffusers.StableDiffusionPipeline
+        loaded = pipeline_class.from_pretrained(POCKET, local_files_only=True)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
@@ -49,7 +50,8 @@ def reference(pipeline: Any, job: Job, index: int = 0) -> torch.Tensor:
     own = dict(diffusers.DDIMScheduler.load_config(POCKET / "scheduler"))
     seed = job.seed + index
     if job.sampler == AUTO:
-        pipeline.scheduler = diffusers.DDIMScheduler.from_config(own)
+        ddim: Any = diffusers.DDIMScheduler
+        pipeline.scheduler = ddim.from_config(own)
     else:
         sampler = SAMPLERS[job.sampler]
         options = dict(sampler.options)
@@ -138,7 +140,7 @@ def test_unguided_samples_cost_one_row(engine: Engine, pipeline: Any) -> None:
 
 
 def test_mixed_adapters_in_one_forward_equal_solo_pipelines(engine: Engine, pipeline: Any, tmp_path: Path) -> None:
-    """Rows with one adapter, two adapters with their own weights, and none share ticks; each equals its solo picture."""
+    """Rows with one adapter, with two at their own weights, and with none share ticks; each equals its solo."""
     files = {
         "ink": make_lora(tmp_path / "ink.safetensors", "kohya", seed=1, rank=4, alpha=2.0),
         "wide": make_lora(tmp_path / "wide.safetensors", "diffusers", seed=2, rank=9),

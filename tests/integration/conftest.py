@@ -11,9 +11,7 @@ from tests.integration.fleet import Fleet
 
 
 @pytest.fixture
-async def fleet(
-    tmp_path: Path, kafka_url: str, mariadb_url: str, s3_env: dict[str, str]
-) -> AsyncIterator[Fleet]:
+async def fleet(tmp_path: Path, kafka_url: str, mariadb_url: str, s3_env: dict[str, str]) -> AsyncIterator[Fleet]:
     """A fleet on Kafka, MariaDB and S3, topics created and the database upgraded through the CLI."""
     env = {
         "STREAMAPP_BROKER": kafka_url,

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import STDOUT, Popen
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 
@@ -79,7 +79,7 @@ class Fleet:
     members: list[Member] = field(default_factory=list)
     session: aiohttp.ClientSession = field(init=False)
 
-    async def __aenter__(self) -> Fleet:
+    async def __aenter__(self) -> Self:
         self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20))
         return self
 
@@ -104,7 +104,9 @@ class Fleet:
 
     def base(self) -> dict[str, str]:
         """The environment of every member: nothing of the caller's settings leaks in."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("STREAMAPP_", "AWS_"))}
+        kept: dict[str, str] = {
+            key: value for key, value in os.environ.items() if not key.startswith(("STREAMAPP_", "AWS_"))
+        }
         return {**kept, "OMP_NUM_THREADS": "1", **self.env}
 
     def start(self, role: str, name: str, **env: str) -> Member:
@@ -158,7 +160,8 @@ class Fleet:
 
     async def task(self, web: Member, task_id: str) -> dict[str, Any]:
         """A task as the API shows it."""
-        return dict((await self.json("GET", f"{web.url}/api/v1/image/task/{task_id}"))["data"])
+        data: dict[str, Any] = (await self.json("GET", f"{web.url}/api/v1/image/task/{task_id}"))["data"]
+        return data
 
     async def finished(self, web: Member, ids: list[str], within: float) -> dict[str, dict[str, Any]]:
         """Wait until every task is at its end; the tasks by id."""

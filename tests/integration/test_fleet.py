@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import signal
 from pathlib import Path
 
@@ -97,12 +96,12 @@ async def test_the_fleet_draws_grows_shrinks_and_survives_a_kill(fleet: Fleet) -
 def children_of_session(session: int) -> list[int]:
     """Live processes of a session (each member was started in its own)."""
     alive = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             try:
-                fields = Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
             except OSError:
                 continue
             if int(fields[3]) == session and fields[0] != "Z":
-                alive.append(int(entry))
+                alive.append(int(entry.name))
     return alive

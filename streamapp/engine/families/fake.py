@@ -24,6 +24,7 @@ CRASH, HANG, SPOIL = "fake:crash", "fake:hang", "fake:nan"
 
 def load(path: Path, device: Device, options: Mapping[str, Any]) -> FakeCheckpoint:
     """A fake checkpoint; the path is not read."""
+    del device
     return FakeCheckpoint(path, options)
 
 
@@ -84,6 +85,7 @@ class FakeCheckpoint:
 
     def load_lora(self, name: str, path: Path) -> int:
         """Remember the name."""
+        del path
         self._loras[name] = 1
         return 1
 

@@ -36,6 +36,7 @@ def load(path: Path, device: Device, options: Mapping[str, Any]) -> StableDiffus
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
+    del options
     torch.set_num_threads(device.threads)
     if not (path / "model_index.json").is_file():
         raise EngineError("load_failed", f"{path.name} is not a diffusers folder: it has no model_index.json")
@@ -44,11 +45,14 @@ def load(path: Path, device: Device, options: Mapping[str, Any]) -> StableDiffus
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            # Typed as callable on instances only; they are plain class methods.
+            unet_class: Any = UNet2DConditionModel
+            vae_class: Any = AutoencoderKL
             tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
-            text = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=dtype, **weights)
-            unet = UNet2DConditionModel.from_pretrained(path / "unet", torch_dtype=dtype, **weights)
+            text: Any = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=dtype, **weights)
+            unet = unet_class.from_pretrained(path / "unet", torch_dtype=dtype, **weights)
             # The VAE stays in float32: it is small, and half precision overflows in some of them.
-            vae = AutoencoderKL.from_pretrained(path / "vae", torch_dtype=torch.float32, **weights)
+            vae = vae_class.from_pretrained(path / "vae", torch_dtype=torch.float32, **weights)
         scheduler = orjson.loads((path / "scheduler" / "scheduler_config.json").read_bytes())
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise EngineError("load_failed", f"{path.name}: {error}") from error
@@ -62,7 +66,9 @@ class StableDiffusion1:
 
     family = "sd15"
 
-    def __init__(self, device: Device, tokenizer: Any, text: Any, unet: Any, vae: Any, scheduler: dict[str, Any]) -> None:
+    def __init__(
+        self, device: Device, tokenizer: Any, text: Any, unet: Any, vae: Any, scheduler: dict[str, Any]
+    ) -> None:
         self._device = device
         self._tokenizer = tokenizer
         self._text = text
