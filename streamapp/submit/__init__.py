@@ -1,0 +1,278 @@
+"""Accepting a task: the one function behind every form of the API.
+
+Everything that a later stage would have to guess is resolved here, so that a row always means the same picture: the
+model and its LoRAs, the words of the style, both sizes, sampler, steps, guidance, seed, cost and deadline.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from streamapp.db import LoraRow, ModelRow, NewTask, TaskRow
+from streamapp.engine.errors import EngineError
+from streamapp.engine.names import sampler_name
+from streamapp.errors import InvalidRequest, Overloaded, TooLarge, Unavailable
+from streamapp.generation import MAX_SEED, GenerationParams, LoraRef, Priority, Size
+from streamapp.guarded import GuardedClient, Refused
+from streamapp.ids import new_task_id
+from streamapp.models import sizes
+from streamapp.models.catalogue import POCKET
+from streamapp.models.families import Traits, traits_of
+from streamapp.models.styles import find_style, styled
+from streamapp.models.words import vocabulary_note
+from streamapp.recipe import check_provenance
+from streamapp.scheduling.cost import estimate
+from streamapp.settings import Settings
+
+if TYPE_CHECKING:
+    from streamapp.runtime import Runtime
+    from streamapp.submit.shelf import Shelf
+
+Steps = Annotated[int, Field(ge=1, le=200)]
+Guidance = Annotated[float, Field(ge=0, le=30)]
+#: Ids, sizes and times that the message holds beside the parameters, in bytes.
+ENVELOPE = 1024
+MAX_LORAS = 8
+#: The outbox of this process has this long to deliver a new row before the sweeper does, in milliseconds.
+HOT_MS = 2_000
+RETRY_AFTER = 10
+
+
+class Submission(BaseModel):
+    """A request in the one form that every API adapter makes; ``None`` asks for the model's own default.
+
+    ``seed`` is that of the first picture; ``request`` is the body as it came, for the row.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str
+    model: str | None = None
+    loras: tuple[LoraRef, ...] = ()
+    size: Size | None = None
+    strict_size: bool = False
+    style: str | None = None
+    steps: Steps | None = None
+    guidance: Guidance | None = None
+    sampler: str | None = None
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    negative: str | None = None
+    n: int = Field(1, ge=1)
+    priority: Priority = 2
+    callback_url: str | None = None
+    idempotency_key: str | None = Field(None, min_length=1, max_length=200)
+    provenance: Mapping[str, Any] | None = None
+    trace: str | None = None
+    request: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The row, whether it is new (else the same idempotency key made it before), and sentences for the answer."""
+
+    row: TaskRow
+    created: bool
+    notes: tuple[str, ...]
+
+
+async def submit(runtime: Runtime, submission: Submission, user: str) -> Accepted:
+    """Accept a task: resolve it, insert its row, hand it to the outbox. Never waits for the broker.
+
+    Raises:
+        InvalidRequest: something cannot be done as asked; says what to change.
+        Conflict: ``provenance`` names weights that are others here.
+        Overloaded: as many tasks as the settings allow are waiting.
+        Unavailable: the database does not answer; nothing was accepted, or the answer was lost.
+    """
+    settings = runtime.settings
+    _check(submission, settings)
+    await _room(runtime)
+    shelf = runtime.shelf
+    model = await _model(shelf, submission.model, settings)
+    loras = await _loras(shelf, submission.loras, model)
+    params = _resolve(submission, model, settings)
+    if submission.provenance is not None:
+        check_provenance(
+            submission.provenance,
+            model_digest=model.digest,
+            lora_digests={lora.name: lora.digest for lora in loras},
+            prompt=params.prompt,
+            drawn=str(params.drawn),
+        )
+    new = _task(submission, params, user, runtime)
+    row, created = await runtime.tasks.insert(new)
+    if created:
+        runtime.outbox.offer(row)
+        return Accepted(row, True, params.notes)
+    again = "this idempotency_key was used before: this is the task it made"
+    if row.request != new.request:
+        again += ", and this request, which differs from the first one, made none"
+    return Accepted(row, False, (again, *row.params.notes))
+
+
+def _check(asked: Submission, settings: Settings) -> None:
+    """What can be judged without asking anybody."""
+    if not asked.text.strip():
+        raise InvalidRequest("text is empty: say what the picture shall show", field="text")
+    for field, text in (("text", asked.text), ("negative_text", asked.negative or "")):
+        if len(text) > settings.max_prompt_chars:
+            raise InvalidRequest(
+                f"{field} has {len(text)} characters, at most {settings.max_prompt_chars} are read", field=field
+            )
+    if asked.n > settings.max_images:
+        raise InvalidRequest(
+            f"batch_size {asked.n} is more than the {settings.max_images} pictures one task may have: "
+            "submit several tasks",
+            field="batch_size",
+        )
+    if asked.seed is not None and asked.seed + asked.n - 1 > MAX_SEED:
+        raise InvalidRequest(
+            f"picture i uses seed + i, and {asked.seed} + {asked.n - 1} is more than {MAX_SEED}: take a smaller seed",
+            field="seed",
+        )
+    if asked.callback_url is not None:
+        if len(asked.callback_url) > 2_000:
+            raise InvalidRequest("callback_url is longer than 2,000 characters", field="callback_url")
+        try:
+            GuardedClient(allow_private=settings.allow_private_callbacks).check(asked.callback_url)
+        except Refused as error:
+            raise InvalidRequest(f"callback_url: {error.message}", field="callback_url") from error
+
+
+async def _room(runtime: Runtime) -> None:
+    """Refuse while the service is full: nothing that is accepted is ever dropped."""
+    limit = runtime.settings.max_queued
+    if await runtime.tasks.queued(limit) >= limit:
+        raise Overloaded(
+            f"{limit} tasks are waiting, which is as many as this service accepts: come again in {RETRY_AFTER} s",
+            retry_after=RETRY_AFTER,
+        )
+
+
+async def _model(shelf: Shelf, name: str | None, settings: Settings) -> ModelRow:
+    if name is None:
+        row = await _default_model(shelf, settings)
+    else:
+        found = await shelf.model(name)
+        if found is None:
+            raise _unknown("model", name, [row.name for row in await shelf.models()])
+        row = found
+    if row.family not in settings.families:
+        raise InvalidRequest(
+            f"model {row.name} is of family {row.family}, which no worker here serves "
+            f"(STREAMAPP_FAMILIES: {', '.join(settings.families)})",
+            field="model",
+        )
+    return row
+
+
+async def _default_model(shelf: Shelf, settings: Settings) -> ModelRow:
+    """The model that ships where it is registered, else the only one; several others are for the user to choose."""
+    served = sorted({row.name for row in await shelf.models() if row.family in settings.families})
+    if POCKET.name in served:
+        served = [POCKET.name]
+    if not served:
+        raise Unavailable("no model is registered: `streamapp db upgrade` adds the one that ships", retry_after=30)
+    if len(served) > 1:
+        raise InvalidRequest(f"name the model: {', '.join(served[:20])}", field="model", known=served[:20])
+    row = await shelf.model(served[0])
+    if row is None:
+        raise Unavailable("the models are being changed", retry_after=1)
+    return row
+
+
+async def _loras(shelf: Shelf, asked: Sequence[LoraRef], model: ModelRow) -> list[LoraRow]:
+    names = [lora.name for lora in asked]
+    if len(names) > MAX_LORAS:
+        raise InvalidRequest(f"{len(names)} LoRAs are named, at most {MAX_LORAS} can be combined", field="loras")
+    if doubled := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidRequest(f"LoRA {doubled} is named twice: add up its weights", field="loras")
+    rows = []
+    for name in names:
+        row = await shelf.lora(name)
+        if row is None:
+            raise _unknown("LoRA", name, [lora.name for lora in await shelf.loras()])
+        if row.family != model.family:
+            raise InvalidRequest(
+                f"LoRA {name} fits models of family {row.family}, and {model.name} is of {model.family}", field="loras"
+            )
+        rows.append(row)
+    return rows
+
+
+def _unknown(kind: str, name: str, known: Sequence[str]) -> InvalidRequest:
+    """A sentence with the nearest names, or the first ones."""
+    names = sorted(set(known))
+    near = get_close_matches(name, names, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:20]) or 'none'}"
+    field = "model" if kind == "model" else "loras"
+    return InvalidRequest(f"{kind} {name[:60]!r} is not registered here; {hint}", field=field, known=near or names[:20])
+
+
+def _resolve(asked: Submission, model: ModelRow, settings: Settings) -> GenerationParams:
+    """The complete parameters: no default is left open."""
+    traits = traits_of(model.family, model.traits)
+    style = find_style(asked.style)
+    prompt = styled(asked.text, asked.style)
+    size = sizes.fit(asked.size or _native(traits), traits, asked.strict_size, model=model.name)
+    words = vocabulary_note(model.name, model.traits, asked.text)
+    params = GenerationParams(
+        text=asked.text,
+        prompt=prompt,
+        negative_prompt=asked.negative or None,
+        style=style.name if style else None,
+        model=model.name,
+        family=model.family,
+        loras=asked.loras,
+        delivered=size.delivered,
+        drawn=size.drawn,
+        steps=traits.steps if asked.steps is None else asked.steps,
+        guidance=traits.guidance if asked.guidance is None else asked.guidance,
+        sampler=_sampler(traits.sampler if asked.sampler is None else asked.sampler),
+        seed=secrets.randbelow(MAX_SEED - asked.n + 2) if asked.seed is None else asked.seed,
+        n=asked.n,
+        notes=(*size.notes, *([words] if words else [])),
+    )
+    room = settings.max_message_bytes - ENVELOPE
+    if (length := len(params.model_dump_json().encode())) > room:
+        raise TooLarge(f"the request has {length} bytes, a task may have {room}: shorten text or negative_text")
+    return params
+
+
+def _native(traits: Traits) -> Size:
+    return Size(width=traits.native, height=traits.native)
+
+
+def _sampler(name: str) -> str:
+    try:
+        return sampler_name(name)
+    except EngineError as error:
+        raise InvalidRequest(error.message, **error.details) from error
+
+
+def _task(asked: Submission, params: GenerationParams, user: str, runtime: Runtime) -> NewTask:
+    settings = runtime.settings
+    limits = (settings.deadline_urgent, settings.deadline_urgent, settings.deadline_normal, None)
+    deadline = limits[asked.priority]
+    return NewTask(
+        id=new_task_id(runtime.clock.now()),
+        user_id=user,
+        idempotency_key=asked.idempotency_key,
+        priority=asked.priority,
+        family=params.family,
+        model=params.model,
+        params=params,
+        request=asked.request,
+        cost=estimate(params),
+        max_attempts=settings.max_attempts,
+        deadline_ms=None if deadline is None else int(deadline * 1000),
+        callback_url=asked.callback_url,
+        trace=asked.trace,
+        produce_delay_ms=HOT_MS,
+    )
