@@ -152,8 +152,8 @@ class Fleet:
 
     async def submit(self, web: Member, text: str, **params: Any) -> str:
         """Submit one task through the API; its id."""
-        top = {key: params.pop(key) for key in ("priority", "idempotency_key") if key in params}
-        body = {"text": text, "params": params, **top}
+        top: dict[str, Any] = {key: params.pop(key) for key in ("priority", "idempotency_key") if key in params}
+        body: dict[str, Any] = {"text": text, "params": params, **top}
         answer = await self.json("POST", f"{web.url}/api/v1/image/generate", body)
         assert answer["code"] == 0, answer
         return str(answer["data"]["task_id"])
