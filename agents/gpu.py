@@ -19,6 +19,8 @@ log = get_logger(__name__)
 #: Held jobs, deadlines and a database that came back are noticed within this many seconds.
 TICK = 0.25
 LONGEST_DELAY = 5.0
+#: A worker whose engine is away for this many times the start time ends, so that its partitions go elsewhere.
+GIVE_UP = 3
 
 
 def attach(app: Any) -> None:
@@ -29,7 +31,14 @@ def attach(app: Any) -> None:
 async def run(worker: Worker) -> None:
     """Turn after turn until cancelled. At once while the engine has room; a full engine gathers a window."""
     delay = 0.2
+    seen_ready = time.monotonic()
     while True:
+        if worker.drawing.state == "ready":
+            seen_ready = time.monotonic()
+        elif time.monotonic() - seen_ready > GIVE_UP * worker.settings.engine_start:
+            raise RuntimeError(
+                f"the engine is {worker.drawing.state} and did not come back: others shall have the work"
+            )
         with suppress(TimeoutError):
             await asyncio.wait_for(worker.woken.wait(), TICK)
         worker.woken.clear()

@@ -11,6 +11,7 @@ import asyncio
 import importlib
 import os
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,14 @@ from aiohttp.web import AppRunner, TCPSite
 from aiokafka.errors import KafkaError
 from faust.app.base import BootStrategy
 from faust.exceptions import FaustError
+from faust.tables.manager import TableManager
 from faust.types import AppT
 from faust.web.drivers.aiohttp import Web
 
-from streamapp import topics
+from streamapp import read_models, topics
 from streamapp.errors import ConfigError, Unavailable
-from streamapp.records import DeadLetter
+from streamapp.records import DeadLetter, TaskMessage, WorkerStatus
+from streamapp.scheduling.router import Router
 from streamapp.settings import Settings, load_settings
 from streamapp.telemetry import get_logger, logging_config
 
@@ -55,6 +58,8 @@ WEB = (
 #: Longest wait for a record to be accepted by the broker, in seconds.
 SEND_TIMEOUT = 10.0
 FLUSH_TIMEOUT = 5.0
+#: Seconds for which the router uses statuses before it reads the table again.
+STATUS_AGE = 0.5
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,9 @@ class StreamApp(faust.App):
         #: Work beside Faust that must run for as long as the process: started with it, ended after the drain.
         self.background: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._runtime: Runtime | None = None
+        self._router = Router(settings.task_partitions)
+        self._statuses: list[WorkerStatus] = []
+        self._statuses_read = 0.0
         super().__init__(settings.app_id, **faust_settings(settings))
         self.read_models = Tables(**{name: _module(f"tables.{name}").attach(self) for name in TABLES})
 
@@ -130,9 +138,23 @@ class StreamApp(faust.App):
         return ServiceWeb(self)
 
     @property
+    def port(self) -> int:
+        """The port that the web server listens on."""
+        return cast("ServiceWeb", self.web).port
+
+    @property
     def tables_ready(self) -> bool:
         """Whether tables hold what their changelogs say and no rebalance is under way."""
-        return bool(self.started and not self.rebalancing and self.tables.recovery.completed.is_set())
+        recovery = cast("TableManager", self.tables).recovery
+        return bool(self.started and not self.rebalancing and recovery.completed.is_set())
+
+    def route(self, topic: str, message: TaskMessage) -> int:
+        """The partition of a task topic whose owner would finish ``message`` first, by the newest statuses."""
+        now = time.monotonic()
+        if now - self._statuses_read > STATUS_AGE:
+            self._statuses_read = now
+            self._statuses = read_models.statuses(self) if self.tables_ready else []
+        return self._router.partition(topic, message, self._statuses)
 
     async def produce(
         self,

@@ -25,6 +25,7 @@ import uvloop
 
 from streamapp import topics
 from streamapp.app import StreamApp, create_app
+from streamapp.db import revision
 from streamapp.errors import AppError, ConfigError, Unavailable
 from streamapp.runtime import close_runtime, open_runtime
 from streamapp.settings import Settings
@@ -110,9 +111,10 @@ class Process:
         if runtime.worker is not None:
             await runtime.worker.start()
         await app.web.start()
-        log.info("serving", action="serving", role=app.role, host=app.settings.host, port=app.web.port)
+        log.info("serving", action="serving", role=app.role, host=app.settings.host, port=app.port)
         for make in app.background:
             self._supervise(make())
+        await self._reach_schema()
         runtime.outbox.start()
         await self._reach_broker()
         app.finalize()
@@ -122,6 +124,20 @@ class Process:
         runtime.status.start()
         log.info("working", action="working", role=app.role, worker_id=app.settings.worker_id)
         await self._watch()
+
+    async def _reach_schema(self) -> None:
+        """Wait until the database answers and has its tables."""
+        delay = 0.5
+        while True:
+            try:
+                if await revision(self.app.settings.database_url) is not None:
+                    return
+                reason = "it has no tables yet: run `streamapp db upgrade`"
+            except Unavailable as error:
+                reason = error.message
+            log.warning("waiting for the database", action="database_waits", reason=reason, delay=delay)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 5.0)
 
     async def _reach_broker(self) -> None:
         """Wait for the broker, then create the topics that are missing.
@@ -166,6 +182,8 @@ class Process:
         if not self._opened:
             return True
         runtime, settings = app.runtime, app.settings
+        runtime.status.state = "draining"
+        runtime.status.changed()
         stages: list[tuple[str, Callable[[], Awaitable[Any]], float]] = []
         if runtime.worker is not None:
             worker = runtime.worker

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from faust.types import TP as FaustTP
+import faust.types
 
 from streamapp.broker.admin import Admin, open_admin
 from streamapp.broker.record import TP
@@ -19,6 +19,7 @@ from streamapp.models import catalogue
 from streamapp.outbox import Outbox, open_outbox
 from streamapp.settings import Settings
 from streamapp.storage import Storage, open_storage
+from streamapp.submit.shelf import Shelf
 from streamapp.telemetry import get_logger
 from streamapp.worker.status import StatusWriter
 
@@ -41,6 +42,7 @@ class Runtime:
     delivery: Delivery
     claims: Claims
     registry: Registry
+    shelf: Shelf
     storage: Storage
     admin: Admin
     clock: Clock
@@ -98,7 +100,7 @@ async def open_runtime(app: StreamApp) -> Runtime:
     admin = open_admin(settings)
     worker = None if app.role == "web" else _open_worker(app, claims, registry, storage, clock)
     status = StatusWriter(
-        settings, app.role, worker, now=clock.now, port=lambda: app.web.port, send=partial(_send_status, app)
+        settings, app.role, worker, now=clock.now, port=lambda: app.port, send=partial(_send_status, app)
     )
     if worker is not None:
         worker.on_change(status.changed)
@@ -112,6 +114,7 @@ async def open_runtime(app: StreamApp) -> Runtime:
         delivery=delivery,
         claims=claims,
         registry=registry,
+        shelf=Shelf(registry),
         storage=storage,
         admin=admin,
         clock=clock,
@@ -132,7 +135,7 @@ def _open_worker(app: StreamApp, claims: Claims, registry: Registry, storage: St
     spool = Spool(storage)
 
     def release(tp: TP) -> None:
-        app.consumer.on_buffer_drop(FaustTP(*tp))  # Faust asserts its own type here
+        app.consumer.on_buffer_drop(faust.types.TP(*tp))  # Faust asserts its own type here
 
     parts = Parts(
         claims=claims,

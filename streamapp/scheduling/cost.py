@@ -35,11 +35,18 @@ class Rates:
         self.weight = weight
         self.by_model: dict[str, float] = {}
         self._loads: dict[str, float] = {}
+        self._families: dict[str, str] = {}
 
     def drawn(self, params: GenerationParams, seconds: float) -> None:
         """A task of this kind occupied the engine for ``seconds``."""
         if seconds > 0 and (amount := work(params)) > 0:
             self._learn(self.by_model, params.model, seconds / amount)
+            self._families[params.model] = params.family
+
+    def factor(self, model: str) -> float:
+        """What to multiply first estimates of this model's tasks by; 1 before anything was measured."""
+        rate = self.by_model.get(model)
+        return 1.0 if rate is None else rate / RATES.get(self._families[model], 1.0)
 
     def loaded(self, model: str, seconds: float) -> None:
         """Making a checkpoint ready took ``seconds``."""

@@ -140,7 +140,9 @@ class Lives:
         _longest(claimed.seconds, {"post": max((seconds for _, seconds in stored), default=0.0)})
         if "load" in claimed.seconds:
             self.rates.loaded(row.model, claimed.seconds["load"])
-        self.rates.drawn(row.params, claimed.seconds.get("denoise", 0.0))
+        # Samples of several tasks share the denoiser: this one's part of the time is its part of the samples.
+        part = row.params.n / (row.params.n + self.parts.drawing.running)
+        self.rates.drawn(row.params, claimed.seconds.get("denoise", 0.0) * part)
         await self._finished(claimed, State.SUCCEEDED, images=[image for image, _ in stored])
 
     async def _end(

@@ -72,6 +72,9 @@ class Drawing(Protocol):
     def room(self, row_or_message: Any) -> int:
         """Samples of this task's model and shape that may join now."""
 
+    async def warm(self, model: ModelRow, path: Path) -> float:
+        """Load a checkpoint before anybody asks for it; the seconds it took."""
+
     def draw(self, order: Order) -> AsyncIterator[Progress | Drawn]:
         """Draw all images of an order; closing the iterator cancels what is left.
 

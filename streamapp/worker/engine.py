@@ -148,7 +148,7 @@ class EngineDrawing:
         """A restart of the engine is waited for, but not for ever: another worker may have one that works."""
         try:
             async with asyncio.timeout(self._patience):
-                while self._engine.state != "ready":
+                while self._engine.state != "ready":  # noqa: ASYNC110 - another thread
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise EngineError("engine_closed", f"the engine is {self._engine.state}", retryable=True) from None

@@ -45,6 +45,13 @@ class Orders:
         loras = [(*await self._lora(lora.name), lora.weight) for lora in row.params.loras]
         return Order(row, model, path, tuple(loras))
 
+    async def usual(self) -> tuple[ModelRow, Path] | None:
+        """The checkpoint of the served families that was used last, to have it ready before anybody asks."""
+        rows = [row for row in await self._registry.models() if row.family in self._settings.families]
+        if not rows:
+            return None
+        return await self._model(max(rows, key=lambda row: (row.last_used_at or 0, row.name)).name)
+
     async def _model(self, name: str) -> tuple[ModelRow, Path]:
         known = self._known(self._models, name)
         if known is None:
@@ -52,6 +59,7 @@ class Orders:
             if found is None:
                 raise NotFound(f"model {name} is not registered any more", field="model", name=name)
             known = await self._keep(self._models, name, found)
+            await self._registry.touch_model(name)
         return known
 
     async def _lora(self, name: str) -> tuple[LoraRow, Path]:
@@ -61,6 +69,7 @@ class Orders:
             if found is None:
                 raise NotFound(f"LoRA {name} is not registered any more", field="loras", name=name)
             known = await self._keep(self._loras, name, found)
+            await self._registry.touch_lora(name)
         return known
 
     @staticmethod

@@ -10,7 +10,7 @@ from typing import Any
 
 from streamapp.broker.record import TP
 from streamapp.db import ENDED, Held, State, TaskRow
-from streamapp.errors import Unavailable
+from streamapp.errors import AppError, Unavailable
 from streamapp.records import TaskMessage
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
@@ -36,6 +36,8 @@ class Worker:
         self.drawing = parts.drawing
         self.spool = parts.spool
         self.clock = parts.clock
+        self._order = parts.order
+        self._warming: asyncio.Task[None] | None = None
         self.backlog = Backlog(settings.lookahead, parts.release)
         self.draining = False
         self.crowded = False  # the last turn ended because the engine was full
@@ -52,10 +54,24 @@ class Worker:
         self._finisher.start()
         self._leases.start()
         await self.drawing.start()
+        self._warming = asyncio.create_task(self._warm(), name="warm")
+
+    async def _warm(self) -> None:
+        """Have the usual checkpoint ready; whoever needs another loads that."""
+        try:
+            usual = await self._order.usual()
+            if usual is not None:
+                self.lives.rates.loaded(usual[0].name, await self.drawing.warm(*usual))
+                self.wake()
+        except AppError as error:
+            log.warning(error.message, action="warm_failed", code=error.code)
 
     async def close(self) -> None:
         """Stop everything; call :meth:`drain` before, else running jobs wait for their leases to run out."""
         self.draining = True
+        if self._warming is not None:
+            self._warming.cancel()
+            await asyncio.gather(self._warming, return_exceptions=True)
         for claimed in list(self.lives.running.values()):
             if claimed.task is not None:
                 claimed.task.cancel()
@@ -263,7 +279,7 @@ class Worker:
             "running": self.drawing.running,
             "jobs": len(self.backlog),
             "full": self.backlog.under_pressure,
-            "backlog": self.backlog.loads(),
+            "backlog": self.backlog.loads(self.lives.rates.factor),
             "partitions": {topic: tuple(numbers) for topic, numbers in partitions.items()},
             "checkpoints": dict(self.drawing.checkpoints),
             "loras": dict(self.drawing.loras),

@@ -104,13 +104,19 @@ Start = Callable[..., Any]
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
-    """``async with start() as service``: a process that is stopped at the end, however the test ends."""
+    """Starts processes: each is stopped at the end of its ``async with``, however the test ends."""
 
     @asynccontextmanager
     async def run(role: Role = "up", **given: Any) -> AsyncIterator[Service]:
         drawing = FakeDrawing()
         monkeypatch.setattr("streamapp.worker.engine.open_drawing", lambda settings: drawing)
-        base: dict[str, Any] = {"data_dir": tmp_path, "port": 0, "worker_id": "up-1", "drain": 2.0, "commit_interval": 0.2}
+        base: dict[str, Any] = {
+            "data_dir": tmp_path,
+            "port": 0,
+            "worker_id": "up-1",
+            "drain": 2.0,
+            "commit_interval": 0.2,
+        }
         app = create_app(Settings(**{**base, **given}), role)
         service = Service(app, Process(app), drawing)
         try:

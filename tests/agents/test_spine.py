@@ -7,12 +7,13 @@ import os
 import signal
 
 import aiohttp
+import faust.types
 import pytest
 
 from streamapp import read_models, topics
 from streamapp.broker.record import TP
 from streamapp.db import State
-from streamapp.run import INCOMPLETE, MISCONFIGURED, STOPPED, Process
+from streamapp.run import CRASHED, INCOMPLETE, MISCONFIGURED, STOPPED, Process
 from tests.agents.conftest import Service, Start
 
 
@@ -47,7 +48,7 @@ async def test_the_tables_show_worker_backlog_resident_weights_and_throughput(st
         await service.deliver("t1", "t2")
 
         async def shown() -> bool:
-            return read_models.backlog(service.app).get("pocket", {}).get("jobs") == 2
+            return bool(read_models.backlog(service.app).get("pocket", {}).get("jobs") == 2)
 
         await service.until(shown)
         [worker] = read_models.workers(service.app)
@@ -60,7 +61,7 @@ async def test_the_tables_show_worker_backlog_resident_weights_and_throughput(st
         async def counted() -> bool:
             windows = read_models.throughput(service.app)
             finished = [total["finished"] for total in windows if total["window"] == "hour"]
-            return sum(finished) == 2
+            return bool(sum(finished) == 2)
 
         await service.until(counted)
 
@@ -75,7 +76,7 @@ async def test_a_rebalance_loses_nothing_and_draws_nothing_twice(start: Start) -
         backlog = service.app.runtime.worker.backlog
 
         async def all_held() -> bool:
-            return len(backlog) == 30 and service.drawing.running == 8
+            return bool(len(backlog) == 30 and service.drawing.running == 8)
 
         await service.until(all_held)
         service.app.consumer._rejoin.set()
@@ -103,7 +104,7 @@ async def test_what_nobody_can_read_becomes_a_dead_letter_and_holds_up_nobody(st
         assert await service.ended("t1") == {"t1": State.SUCCEEDED}
 
         async def counted() -> bool:
-            return service.app.counters.get("dead_letters") == 4
+            return bool(service.app.counters.get("dead_letters") == 4)
 
         await service.until(counted)
         await service.until(lambda: committed(service))
@@ -119,7 +120,7 @@ async def test_urgent_work_is_taken_while_the_ordinary_look_ahead_is_full(start:
         worker = service.app.runtime.worker
 
         async def pressed() -> bool:
-            return worker.backlog.under_pressure and service.drawing.running == 8
+            return bool(worker.backlog.under_pressure and service.drawing.running == 8)
 
         await service.until(pressed)
         service.drawing.capacity = 9
@@ -142,7 +143,7 @@ async def test_a_stop_hands_back_what_does_not_finish_and_a_new_start_draws_it(s
         await service.deliver("t1")
 
         async def running() -> bool:
-            return service.drawing.running == 1
+            return bool(service.drawing.running == 1)
 
         await service.until(running)
         assert await service.stop() == STOPPED
@@ -176,10 +177,10 @@ async def test_a_web_process_serves_before_there_is_a_broker(start: Start) -> No
     async with start("web", broker="kafka://127.0.0.1:9") as service:
 
         async def serving() -> bool:
-            return service.app._runtime is not None and service.app.web.port not in {0, 8000}
+            return service.app._runtime is not None and service.app.port not in {0, 8000}
 
         await service.until(serving)
-        address = f"http://127.0.0.1:{service.app.web.port}/no-such-page"
+        address = f"http://127.0.0.1:{service.app.port}/no-such-page"
         async with aiohttp.ClientSession() as session, session.get(address) as answer:
             assert answer.status == 404
         assert not service.app.tables_ready
@@ -200,6 +201,13 @@ def test_a_second_signal_stops_at_once_with_its_number(monkeypatch: pytest.Monke
 
 def test_partitions_are_values() -> None:
     """Faust's, aiokafka's and our partitions are one key in sets and dicts."""
-    from faust.types import TP as FAUST
+    by_partition: dict[object, str] = {TP("a", 1): "found"}
+    assert by_partition.get(faust.types.TP("a", 1)) == "found"
 
-    assert {TP("a", 1)} == {FAUST("a", 1)}
+
+async def test_a_stream_application_that_ends_by_itself_ends_the_process(start: Start) -> None:
+    """Whoever supervises the process starts it again; a process that looks alive and takes nothing is worse."""
+    async with start() as service:
+        await service.ready()
+        await service.app._fetcher.crash(RuntimeError("the fetcher died"))
+        assert await asyncio.wait_for(service.task, 20) == CRASHED

@@ -15,8 +15,9 @@ MINUTE = 60_000
 
 def said(worker_id: str, at: int, **given: Any) -> bytes:
     base: dict[str, Any] = {
-        "worker_id": worker_id, "host": "h", "pid": 1, "port": 1, "role": "worker", "families": ("sd15",), "device": "cpu",
-        "engine": "ready", "state": "running", "started_at": 0, "at": at, "backlog": {"pocket": ModelLoad(jobs=2, seconds=3.0)},
+        "worker_id": worker_id, "host": "h", "pid": 1, "port": 1, "role": "worker", "families": ("sd15",),
+        "device": "cpu", "engine": "ready", "state": "running", "started_at": 0, "at": at,
+        "backlog": {"pocket": ModelLoad(jobs=2, seconds=3.0)},
         "checkpoints": {"pocket": "vram"}, "loras": {"ink": "ram"},
     }  # fmt: skip
     return WorkerStatus.model_validate(base | given).encode()
@@ -24,8 +25,9 @@ def said(worker_id: str, at: int, **given: Any) -> bytes:
 
 def happened(event: str, at: int = 5 * MINUTE, **given: Any) -> bytes:
     base: dict[str, Any] = {
-        "event_id": f"{event}-{at}-{given.get('task_id', 't')}", "task_id": "t", "event": event, "at": at, "user_id": "u",
-        "family": "sd15", "model": "pocket", "shape": "128x128", "images": 2, "steps": 40, "seconds": {"denoise": 0.5},
+        "event_id": f"{event}-{at}-{given.get('task_id', 't')}", "task_id": "t", "event": event, "at": at,
+        "user_id": "u", "family": "sd15", "model": "pocket", "shape": "128x128", "images": 2, "steps": 40,
+        "seconds": {"denoise": 0.5},
     }  # fmt: skip
     return TaskEvent.model_validate(base | given).encode()
 

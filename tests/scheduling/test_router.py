@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from streamapp.generation import LoraRef
 from streamapp.records import ModelLoad, WorkerStatus
 from streamapp.scheduling.cost import Rates, estimate, work
@@ -15,8 +17,8 @@ TOPIC = "sd15_tasks"
 
 def status(worker_id: str, owned: tuple[int, ...], seconds: float = 0.0, **given: object) -> WorkerStatus:
     base: dict[str, object] = {
-        "worker_id": worker_id, "host": "h", "pid": 1, "port": 1, "role": "worker", "families": ("sd15",), "device": "cpu",
-        "engine": "ready", "state": "running", "started_at": 0, "at": 1, "partitions": {TOPIC: owned},
+        "worker_id": worker_id, "host": "h", "pid": 1, "port": 1, "role": "worker", "families": ("sd15",),
+        "device": "cpu", "engine": "ready", "state": "running", "started_at": 0, "at": 1, "partitions": {TOPIC: owned},
         "backlog": {"pocket": ModelLoad(jobs=1, seconds=seconds)}, "checkpoints": {"pocket": "vram"},
     }  # fmt: skip
     return WorkerStatus.model_validate(base | given)
@@ -75,5 +77,7 @@ def test_measured_rates_replace_the_first_guess() -> None:
     rates.loaded("pocket", 8.0)
     rates.loaded("pocket", 3.0)
     assert rates.switch("pocket") == 7.0
+    assert rates.factor("pocket") == 1.0
     rates.drawn(params(), 10.0)
+    assert rates.factor("pocket") * (estimate(params()) - 0.05) == pytest.approx(10.0, rel=0.01)
     assert estimate(params(), rates.by_model) == round(10.0 + 0.05, 4)

@@ -46,6 +46,10 @@ class FakeDrawing:
         """Nothing to stop."""
         self.state = "closed"
 
+    async def warm(self, model: Any, path: Any) -> float:
+        """Nothing to load."""
+        return 0.0
+
     def room(self, message: Any) -> int:
         """Free places."""
         return self.capacity - self.running

@@ -26,7 +26,7 @@ def ticket(
 
 
 def drain(waiting: Waiting, now: float = 0.0, switch: float = 2.0, limit: int = 10_000) -> list[Ticket]:
-    taken = []
+    taken: list[Ticket] = []
     while (chosen := waiting.next(now, lambda model: switch)) is not None and len(taken) < limit:
         waiting.take(chosen, now)
         taken.append(chosen)
@@ -125,12 +125,17 @@ def test_removed_jobs_are_never_chosen_and_models_without_jobs_are_forgotten() -
 
 def test_a_decision_costs_the_same_with_a_hundred_times_more_jobs() -> None:
     """Counted in calls of the switch cost and heap growth, not in time: a decision looks at models, not jobs."""
-    calls = []
+    calls: list[str] = []
+
+    def switch(model: str) -> float:
+        calls.append(model)
+        return 2.0
+
     waiting = Waiting()
     for number in range(20_000):
         waiting.add(ticket(f"{number}", model=f"m{number % 4}", user=f"u{number % 50}", order=number))
     for _ in range(100):
-        chosen = waiting.next(1.0, lambda model: calls.append(model) or 2.0)  # type: ignore[func-returns-value]
+        chosen = waiting.next(1.0, switch)
         assert chosen is not None
         waiting.take(chosen, 1.0)
     assert len(calls) <= 100 * 3 + 4
