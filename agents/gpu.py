@@ -39,8 +39,10 @@ async def run(worker: Worker) -> None:
             raise RuntimeError(
                 f"the engine is {worker.drawing.state} and did not come back: others shall have the work"
             )
+        # Not wait_for: it swallows a cancellation that comes together with the event.
         with suppress(TimeoutError):
-            await asyncio.wait_for(worker.woken.wait(), TICK)
+            async with asyncio.timeout(TICK):
+                await worker.woken.wait()
         worker.woken.clear()
         began = time.monotonic()
         try:

@@ -11,7 +11,6 @@ import asyncio
 import importlib
 import os
 import ssl
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +25,9 @@ from faust.tables.manager import TableManager
 from faust.types import AppT
 from faust.web.drivers.aiohttp import Web
 
-from streamapp import read_models, topics
+from streamapp import topics
 from streamapp.errors import ConfigError, Unavailable
-from streamapp.records import DeadLetter, TaskMessage, WorkerStatus
-from streamapp.scheduling.router import Router
+from streamapp.records import DeadLetter
 from streamapp.settings import Settings, load_settings
 from streamapp.telemetry import get_logger, logging_config
 
@@ -58,8 +56,6 @@ WEB = (
 #: Longest wait for a record to be accepted by the broker, in seconds.
 SEND_TIMEOUT = 10.0
 FLUSH_TIMEOUT = 5.0
-#: Seconds for which the router uses statuses before it reads the table again.
-STATUS_AGE = 0.5
 
 
 @dataclass(frozen=True)
@@ -117,9 +113,6 @@ class StreamApp(faust.App):
         #: Work beside Faust that must run for as long as the process: started with it, ended after the drain.
         self.background: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._runtime: Runtime | None = None
-        self._router = Router(settings.task_partitions)
-        self._statuses: list[WorkerStatus] = []
-        self._statuses_read = 0.0
         super().__init__(settings.app_id, **faust_settings(settings))
         self.read_models = Tables(**{name: _module(f"tables.{name}").attach(self) for name in TABLES})
 
@@ -148,14 +141,6 @@ class StreamApp(faust.App):
         recovery = cast("TableManager", self.tables).recovery
         return bool(self.started and not self.rebalancing and recovery.completed.is_set())
 
-    def route(self, topic: str, message: TaskMessage) -> int:
-        """The partition of a task topic whose owner would finish ``message`` first, by the newest statuses."""
-        now = time.monotonic()
-        if now - self._statuses_read > STATUS_AGE:
-            self._statuses_read = now
-            self._statuses = read_models.statuses(self) if self.tables_ready else []
-        return self._router.partition(topic, message, self._statuses)
-
     async def produce(
         self,
         topic: str,
@@ -173,7 +158,8 @@ class StreamApp(faust.App):
             raise Unavailable("the broker is not connected yet", retry_after=5)
         sending = self.producer.send_and_wait(topic, key, value, partition, None, list(headers))
         try:
-            placed = await asyncio.wait_for(cast("Awaitable[Any]", sending), SEND_TIMEOUT)
+            async with asyncio.timeout(SEND_TIMEOUT):
+                placed = await cast("Awaitable[Any]", sending)
         except (KafkaError, FaustError, TimeoutError, OSError) as error:
             raise Unavailable(f"the broker did not take a record for {topic}: {error or 'no answer'}") from error
         return int(placed.partition), int(placed.offset)
@@ -195,7 +181,8 @@ class StreamApp(faust.App):
     async def _producer_flush(self, logger: Any) -> None:
         # With the broker down aiokafka waits for minutes; everything that matters is awaited where it is sent.
         try:
-            await asyncio.wait_for(super()._producer_flush(logger), FLUSH_TIMEOUT)
+            async with asyncio.timeout(FLUSH_TIMEOUT):
+                await super()._producer_flush(logger)
         except TimeoutError:
             log.warning("the broker did not take everything in time", action="flush_timeout")
 

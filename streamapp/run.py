@@ -199,7 +199,8 @@ class Process:
         for name, work, limit in stages:
             began = time.monotonic()
             try:
-                await asyncio.wait_for(work(), limit)
+                async with asyncio.timeout(limit):
+                    await work()
             except TimeoutError:
                 complete = False
                 log.warning("a stage of the stop took too long", action="stop_late", stage=name, limit=limit)

@@ -168,6 +168,7 @@ async def close_runtime(runtime: Runtime) -> None:
         parts.insert(0, ("worker", runtime.worker.close))
     for name, close in parts:
         try:
-            await asyncio.wait_for(close(), 10.0)
+            async with asyncio.timeout(10.0):
+                await close()
         except Exception:  # supervised: one part that does not close must not keep the others open
             log.exception("a part did not close", action="close_failed", part=name)

@@ -65,7 +65,8 @@ class StatusWriter:
                 await self._task
         self.state = "gone"
         with suppress(Unavailable, TimeoutError):
-            await asyncio.wait_for(self._send(self.build()), 3.0)
+            async with asyncio.timeout(3.0):
+                await self._send(self.build())
 
     def build(self) -> WorkerStatus:
         """The status of this moment."""
@@ -89,8 +90,10 @@ class StatusWriter:
         last: WorkerStatus | None = None
         sent = 0.0
         while True:
+            # Not wait_for: it swallows a cancellation that comes together with the event.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self.settings.status_interval)
+                async with asyncio.timeout(self.settings.status_interval):
+                    await self._changed.wait()
             self._changed.clear()
             status = self.build()
             same = last is not None and status.model_copy(update=VOLATILE) == last

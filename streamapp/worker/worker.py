@@ -15,14 +15,17 @@ from streamapp.records import TaskMessage
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 from streamapp.worker.backlog import Backlog, Job, Phase, Receipt
-from streamapp.worker.claimed import Lives, Why
+from streamapp.worker.claimed import Why
 from streamapp.worker.finisher import Finisher
 from streamapp.worker.leases import Leases
+from streamapp.worker.lives import Lives
 from streamapp.worker.parts import Parts
 
 log = get_logger(__name__)
 #: Jobs looked up in the database, and claimed, by one statement.
 LOOK, CLAIM = 500, 64
+#: Images drawn and not stored yet, above which nothing joins: the storage must keep up.
+FINISHING = 128
 #: How long a job is left alone whose lease somebody else holds, at least, in seconds.
 LEAST_HOLD = 0.5
 
@@ -190,7 +193,8 @@ class Worker:
         picked: list[Job] = []
         room: dict[tuple[Any, ...], int] = {}
         taken = self.lives.joining
-        if self.drawing.state != "ready" or self.spool.full:
+        finishing = self.lives.images - taken - self.drawing.running
+        if self.drawing.state != "ready" or self.spool.full or finishing > FINISHING:
             return picked
         if self.lives.suspects:
             return self._pick_suspect(now)
