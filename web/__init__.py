@@ -1,0 +1,1 @@
+"""One view per resource; each reads rows and read models and draws nothing."""

@@ -1,0 +1,235 @@
+"""The JSON body of a submit request: its fields, and sentences about what is wrong with one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from streamapp.errors import InvalidRequest
+from streamapp.generation import MAX_SEED, LoraRef, Size
+from streamapp.models.sizes import MAX_DELIVERED, MIN_DELIVERED, parse_size
+from streamapp.submit import Guidance, Steps, Submission
+
+#: What other services call a field of ours.
+SYNONYMS = {
+    "prompt": "text",
+    "negative_prompt": "negative_text",
+    "guidance_scale": "cfg_scale",
+    "guidance": "cfg_scale",
+    "num_inference_steps": "steps",
+    "size": "resolution",
+    "n": "batch_size",
+    "num_images": "batch_size",
+    "lora": "loras",
+    "checkpoint": "model",
+    "sampler_name": "sampler",
+    "webhook": "callback_url",
+}
+#: Asked for by users and on the way; refused until they do something.
+PLANNED = frozenset(
+    [
+        "clip_skip",
+        "controlnet",
+        "hires_fix",
+        "image_url",
+        "init_image",
+        "mask",
+        "output_format",
+        "postprocess",
+        "upscale",
+    ]
+)
+
+
+def _no_flag(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "Input should be a number")
+    return value
+
+
+def _priority(value: Any) -> Any:
+    """``P2``, ``"2"`` or ``2``."""
+    match = re.fullmatch(r"[Pp]?([0-3])", value) if isinstance(value, str) else None
+    if match:
+        return int(match[1])
+    if isinstance(value, bool) or value not in (0, 1, 2, 3):
+        raise ValueError("must be P0, P1, P2 or P3 (or 0 to 3)")
+    return int(value)
+
+
+Number = BeforeValidator(_no_flag)
+Side = Annotated[int, Number, Field(ge=MIN_DELIVERED, le=MAX_DELIVERED)]
+
+
+class LoraBody(BaseModel):
+    """A LoRA by its registered name."""
+
+    model_config = ConfigDict(extra="forbid", title="Lora")
+
+    name: str = Field(min_length=1, max_length=200)
+    weight: Annotated[float, Number, Field(ge=-2, le=2)] = 1.0
+
+
+class ParamsBody(BaseModel):
+    """How it is drawn; what is left out is chosen by the model."""
+
+    model_config = ConfigDict(extra="forbid", title="Params")
+
+    resolution: str | None = Field(None, description="Width by height in pixels.", examples=["512x512", "512×512"])
+    width: Side | None = Field(None, description="With `height`, instead of `resolution`.")
+    height: Side | None = Field(None, description="With `width`, instead of `resolution`.")
+    strict_size: bool = Field(False, description="Refuse a size the model cannot draw, instead of resizing.")
+    style: str | None = Field(None, max_length=100, description="Adds the words of a style.", examples=["watercolor"])
+    steps: Annotated[Steps, Number] | None = Field(None, description="Denoising steps.")
+    cfg_scale: Annotated[Guidance, Number] | None = Field(None, description="How strictly the text is followed.")
+    sampler: str | None = Field(None, max_length=100, examples=["DPM++ 2M"])
+    seed: Annotated[int, Number, Field(ge=-1, le=MAX_SEED)] | None = Field(
+        None, description="Picture i uses seed + i. -1, or nothing, draws one."
+    )
+    negative_text: str | None = Field(None, description="What the pictures shall not show.")
+    batch_size: Annotated[int, Number, Field(ge=1)] = Field(1, description="How many pictures.")
+    model: str | None = Field(None, min_length=1, max_length=200, examples=["pocket"])
+    lora_name: str | None = Field(None, min_length=1, max_length=200, description="One LoRA; `loras` takes several.")
+    lora_weight: Annotated[float, Number, Field(ge=-2, le=2)] | None = None
+    loras: list[LoraBody] | None = None
+
+
+class GenerateBody(BaseModel):
+    """What ``POST /api/v1/image/generate`` takes. The recipe of a picture is such a body."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        title="Generate",
+        json_schema_extra={"examples": [{"text": "a cute panda", "params": {"resolution": "512x512", "seed": 7}}]},
+    )
+
+    text: str = Field(description="What the picture shall show, in any language.", examples=["a cute panda"])
+    params: ParamsBody = Field(default_factory=ParamsBody)
+    priority: Annotated[int, BeforeValidator(_priority), Field(ge=0, le=3)] = Field(
+        2,
+        description="P0 is most urgent, P3 is batch work.",
+        examples=["P1"],
+        json_schema_extra={
+            "type": None,
+            "anyOf": [{"enum": ["P0", "P1", "P2", "P3"]}, {"type": "integer", "minimum": 0, "maximum": 3}],
+        },
+    )
+    callback_url: str | None = Field(None, max_length=2_000, description="Told when the task has ended.")
+    idempotency_key: str | None = Field(
+        None, min_length=1, max_length=200, description="The same key never makes a second task; also a header."
+    )
+    provenance: dict[str, Any] | None = Field(
+        None, description="From a recipe: refused when model or LoRAs are others by now."
+    )
+
+
+def parse(body: Mapping[str, Any]) -> GenerateBody:
+    """The body as a value.
+
+    Raises:
+        InvalidRequest: names each field that is wrong, unknown or not built yet.
+    """
+    try:
+        return GenerateBody.model_validate(body)
+    except ValidationError as error:
+        found = [sentence(item) for item in error.errors(include_url=False)]
+        errors = [{"field": field, "message": message} for field, message in found[:20]]
+        raise InvalidRequest(
+            "; ".join(message for _, message in found[:5]), field=found[0][0], errors=errors
+        ) from error
+
+
+def submission(body: GenerateBody, request: Mapping[str, Any], *, key: str | None, trace: str | None) -> Submission:
+    """The body in the normal form; ``key`` is the idempotency key of the header.
+
+    Raises:
+        InvalidRequest: fields that contradict each other.
+    """
+    params = body.params
+    if key is not None and body.idempotency_key not in (None, key):
+        raise InvalidRequest(
+            "idempotency_key and the header Idempotency-Key differ: send one of them", field="idempotency_key"
+        )
+    if key is not None and not 1 <= len(key) <= 200:
+        raise InvalidRequest("the header Idempotency-Key must have 1 to 200 characters", field="idempotency_key")
+    return Submission(
+        text=body.text,
+        model=params.model,
+        loras=_loras(params),
+        size=_size(params),
+        strict_size=params.strict_size,
+        style=params.style,
+        steps=params.steps,
+        guidance=params.cfg_scale,
+        sampler=params.sampler,
+        seed=None if params.seed == -1 else params.seed,
+        negative=params.negative_text,
+        n=params.batch_size,
+        priority=body.priority,
+        callback_url=body.callback_url,
+        idempotency_key=key or body.idempotency_key,
+        provenance=body.provenance,
+        trace=trace,
+        request=request,
+    )
+
+
+def _size(params: ParamsBody) -> Size | None:
+    given = None if params.resolution is None else parse_size(params.resolution)
+    if params.width is None and params.height is None:
+        return given
+    if params.width is None or params.height is None:
+        raise InvalidRequest("width and height go together: give both, or resolution", field="width")
+    size = Size(width=params.width, height=params.height)
+    if given is not None and given != size:
+        raise InvalidRequest(f"resolution says {given}, width and height say {size}: give one", field="resolution")
+    return size
+
+
+def _loras(params: ParamsBody) -> tuple[LoraRef, ...]:
+    if params.lora_name is None:
+        if params.lora_weight is not None:
+            raise InvalidRequest("lora_weight needs lora_name", field="lora_weight")
+        return tuple(LoraRef(name=lora.name, weight=lora.weight) for lora in params.loras or ())
+    if params.loras:
+        raise InvalidRequest("give lora_name, or several in loras, not both", field="loras")
+    return (LoraRef(name=params.lora_name, weight=1.0 if params.lora_weight is None else params.lora_weight),)
+
+
+def sentence(item: Any) -> tuple[str, str]:
+    """One finding of pydantic: the field, and what to change."""
+    place = tuple(part for part in item["loc"] if isinstance(part, int) or not part.startswith("function-"))
+    field = ".".join(str(part) for part in place) or "body"
+    if item["type"] == "extra_forbidden":
+        return field, _unknown(place, field)
+    if item["type"] == "missing":
+        return field, f"{field} is missing"
+    message = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "must be", 1)
+    given = repr(item["input"])
+    shown = given if len(given) <= 60 else f"{given[:59]}…"
+    return field, f"{field}: {message[:1].lower()}{message[1:]}, not {shown}"
+
+
+def _unknown(place: tuple[Any, ...], field: str) -> str:
+    """A field that is not ours is refused by name, never ignored."""
+    name = str(place[-1])[:60]
+    field = field[:100]
+    if name in PLANNED:
+        return f"{field} is planned, but not built yet: leave it out"
+    top, inner = set(GenerateBody.model_fields), set(ParamsBody.model_fields)
+    known = {1: top, 2: inner}.get(len(place), set(LoraBody.model_fields))
+    meant = SYNONYMS.get(name, name)
+    if meant in known:
+        return f"{field} is not a field here: it is called {meant}"
+    if len(place) == 1 and meant in inner:
+        return f"{field} is not a field here: it belongs into params, as {meant}"
+    if len(place) == 2 and meant in top:
+        return f"{field} is not a field here: it belongs beside params, as {meant}"
+    near = get_close_matches(name, known, n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
+    return f"{field} is not a field here; {hint}"

@@ -1,0 +1,57 @@
+"""``POST /api/v1/image/generate``: accept a task. The answer waits for the row, never for the broker."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from streamapp.errors import InvalidRequest, Unavailable
+from streamapp.submit import submit
+from web.answers import API, ok
+from web.auth import USER
+from web.bodies import parse, submission
+from web.task_json import accepted
+
+TRACE = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
+
+
+def attach(app: Any) -> None:
+    """Add the route."""
+
+    async def generate(request: web.Request) -> web.Response:
+        if app.closing.is_set():
+            raise Unavailable("this process is stopping: send it again, and another one answers", retry_after=2)
+        body = await read_object(request)
+        trace = request.headers.get("traceparent", "")
+        asked = submission(
+            parse(body),
+            body,
+            key=request.headers.get("Idempotency-Key"),
+            trace=trace if TRACE.match(trace) else None,
+        )
+        done = await submit(app.runtime, asked, request[USER])
+        return ok(accepted(app, done), "accepted" if done.created else "accepted before")
+
+    app.web.web_app.router.add_post(f"{API}/image/generate", generate)
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """The body of a request as a JSON object.
+
+    Raises:
+        InvalidRequest: it is something else.
+        web.HTTPRequestEntityTooLarge: it is larger than the settings allow.
+    """
+    data = await request.read()
+    if not data:
+        raise InvalidRequest('the body is empty: send JSON, such as {"text": "a cute panda"}')
+    try:
+        body = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise InvalidRequest('the body must be a JSON object, such as {"text": "a cute panda"}')
+    return body
