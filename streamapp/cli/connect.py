@@ -43,7 +43,7 @@ def open_client(url: str | None) -> Client:
         raise click.BadParameter(f"{url!r} is not an address such as http://127.0.0.1:8000", param_hint="--url")
     # Bound to every address, the service is reached by the loopback one.
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(settings.host, settings.host)  # noqa: S104
-    key = settings.api_keys[0].get_secret_value().rpartition(":")[2] if settings.api_keys else None
+    key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
     return Client(url or f"http://{host}:{settings.port}", api_key=key)
 
 

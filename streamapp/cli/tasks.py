@@ -15,6 +15,23 @@ if TYPE_CHECKING:
     from streamapp.client import Client, Task
 
 NO_PICTURE = 4
+#: What `show` prints of a task, in this order; --json prints everything.
+SHOWN = (
+    "status",
+    "progress",
+    "queue_position",
+    "estimated_time",
+    "text",
+    "model",
+    "priority",
+    "drawn_at",
+    "delivered_at",
+    "submitted_at",
+    "started_at",
+    "ended_at",
+    "attempts",
+    "worker_id",
+)
 STATES = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
 
 
@@ -118,9 +135,10 @@ async def show(client: Client, task_id: str, as_json: bool) -> None:
     if as_json:
         print_json(task.body)
         return
-    skipped = {"images", "recipe", "recipes", "task_id", "error"}
     rows: list[tuple[Any, ...]] = [("task", task.id)]
-    rows += [(name, value) for name, value in task.body.items() if name not in skipped and value not in (None, [], {})]
+    rows += [(name, task.body[name]) for name in SHOWN if task.body.get(name) not in (None, [], {})]
+    rows += [(f"{stage} s", seconds) for stage, seconds in (task.body.get("timings") or {}).items()]
+    rows += [("note", note) for note in _notes(task)]
     rows += [("error", task.error)] if task.error else []
     rows += [("image", address) for address in task.images]
     for name, value in rows:
@@ -138,7 +156,7 @@ async def cancel(client: Client, task_ids: tuple[str, ...], as_json: bool) -> No
         print_json([task.body for task in ended])
         return
     for task in ended:
-        click.echo(f"{task.id} {task.status}")
+        click.echo(f"{task.id} {task.body.get('outcome', task.status)}")
 
 
 async def _watch(client: Client, task: Task, text: str, *, quiet: bool) -> Task:
