@@ -1,0 +1,209 @@
+"""``/openapi.json`` (OpenAPI 3.1) from the very models that check requests, and ``/docs`` for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from streamapp import __version__
+from streamapp.db import State
+from web.answers import API, raw
+from web.bodies import GenerateBody
+from web.page import page
+
+REFS = "#/components/schemas/{model}"
+#: Statuses that every part of the API may answer with.
+ANYWHERE = {
+    "401": "No API key, or an unknown one (only where keys are set).",
+    "500": "A defect; the message names the request id to look for in the log.",
+    "503": "Something this needs does not answer; come again after `Retry-After` seconds.",
+}
+TASK = {"name": "task_id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 64}}
+ADDRESS = {"type": "string", "format": "uri-reference"}
+TIME = {"type": ["string", "null"], "format": "date-time"}
+
+
+def attach(app: Any) -> None:
+    """Add the routes."""
+    document = build()
+
+    async def openapi(_: web.Request) -> web.Response:
+        return raw(document)
+
+    router = app.web.web_app.router
+    router.add_get("/openapi.json", openapi)
+    router.add_get("/docs", page("docs.html"))
+
+
+def build() -> dict[str, Any]:
+    """The whole document."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "streamapp",
+            "version": __version__,
+            "summary": "Pictures from words, on as many GPUs as there are.",
+            "description": "Submit a task, follow it, fetch its pictures. Fields that are unknown are refused by name.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "security": [{}, {"bearer": []}, {"key": []}],
+        "tags": [
+            {"name": "tasks", "description": "Submit, look, follow, cancel."},
+            {"name": "service", "description": "Models, workers, health."},
+        ],
+        "paths": {**_tasks(), **_service()},
+        "components": {
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
+            "schemas": _schemas(),
+        },
+    }
+
+
+def _tasks() -> dict[str, Any]:
+    events = _operation("tasks", "Follow a task", "Server-sent events until it has ended; `Last-Event-ID` resumes.", {})
+    events["responses"]["200"] = {
+        "description": "Events of type `task`; the last one is the whole task.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+    events["responses"]["204"] = {"description": "It had ended at the event that was seen last."}
+    events["parameters"] = [{"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}}]
+    submit = _operation(
+        "tasks",
+        "Submit a task",
+        "Answers when the task is stored, before it is drawn.",
+        _data("Accepted"),
+        400,
+        409,
+        413,
+        429,
+    )
+    submit["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref("Generate")}}}
+    submit["parameters"] = [{"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 200}}]
+    many = _operation("tasks", "List the newest tasks", "Newest first.", _data("Tasks"), 400)
+    many["parameters"] = [
+        {"name": "status", "in": "query", "schema": _ref("Status")},
+        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 200, "default": 20}},
+        {"name": "before", "in": "query", "description": "`next_before` of a page.", "schema": {"type": "string"}},
+    ]
+    one = _operation("tasks", "Show a task", "State, pictures, timings and the exact recipe.", _data("Task"), 404)
+    cancel = _operation(
+        "tasks", "Cancel a task", "At once, or between two steps of its drawing.", _data("Cancelled"), 404, 409
+    )
+    path = f"{API}/image/task/{{task_id}}"
+    return {
+        f"{API}/image/generate": {"post": submit},
+        f"{API}/image/tasks": {"get": many},
+        path: {"parameters": [TASK], "get": one, "delete": cancel},
+        f"{path}/events": {"parameters": [TASK], "get": events},
+    }
+
+
+def _service() -> dict[str, Any]:
+    loose = {"type": "object"}
+    file = _operation("service", "Fetch a picture", "By the signed address that a task shows.", {}, 403, 404, 416)
+    file["responses"]["200"] = {"description": "The picture.", "content": {"image/png": {}}}
+    file["responses"]["206"] = {"description": "The range that was asked for.", "content": {"image/png": {}}}
+    file["responses"]["304"] = {"description": "The client has it already."}
+    key = {"name": "key", "in": "path", "required": True, "schema": {"type": "string"}}
+    signed = [{"name": name, "in": "query", "required": True, "schema": {"type": "string"}} for name in ("exp", "sig")]
+    status = _operation(
+        "service", "Workers, backlog, residents, throughput", "From every process the same.", _in_data(loose)
+    )
+    minutes = {"type": "integer", "minimum": 1, "maximum": 1440, "default": 60}
+    status["parameters"] = [{"name": "minutes", "in": "query", "schema": minutes}]
+    return {
+        f"{API}/status": {"get": status},
+        f"{API}/models": {
+            "get": _operation("service", "What can be drawn with", "Models, LoRAs, samplers, styles.", _in_data(loose))
+        },
+        "/files/{key}": {"parameters": [key, *signed], "get": file},
+        "/healthz": {"get": _operation("service", "Is the process alive", "Asks nobody.", loose)},
+        "/readyz": {"get": _operation("service", "Can it work right now", "Asks all it depends on.", loose)},
+    }
+
+
+def _operation(tag: str, summary: str, description: str, answer: dict[str, Any], *refusals: int) -> dict[str, Any]:
+    """One operation; ``answer`` is the schema of its JSON."""
+    error = {"application/json": {"schema": _ref("Error")}}
+    responses: dict[str, Any] = {"200": {"description": "Done.", "content": {"application/json": {"schema": answer}}}}
+    for status in refusals:
+        responses[str(status)] = {"description": REFUSALS[status], "content": error}
+    for code, description_ in ANYWHERE.items():
+        responses[code] = {"description": description_, "content": error}
+    name = "".join(word.capitalize() if number else word.lower() for number, word in enumerate(summary.split()))
+    return {
+        "tags": [tag],
+        "operationId": "".join(char for char in name if char.isalnum()),
+        "summary": summary,
+        "description": description,
+        "responses": responses,
+    }
+
+
+REFUSALS = {
+    400: "Something cannot be done as asked; the message says what to change.",
+    403: "The address is not signed by this service, or no longer valid.",
+    404: "There is no such thing.",
+    409: "It is not in a state that allows this, or a recipe's weights are others by now.",
+    413: "The request is too large.",
+    416: "The range lies behind the end.",
+    429: "The service is full; come again after `Retry-After` seconds.",
+}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": REFS.format(model=name)}
+
+
+def _data(name: str) -> dict[str, Any]:
+    return _in_data(_ref(name))
+
+
+def _in_data(schema: dict[str, Any]) -> dict[str, Any]:
+    properties = {"code": {"const": 0}, "message": {"type": "string"}, "data": schema}
+    return {"type": "object", "required": ["code", "message", "data"], "properties": properties}
+
+
+def _schemas() -> dict[str, Any]:
+    body = GenerateBody.model_json_schema(ref_template=REFS)
+    schemas: dict[str, Any] = body.pop("$defs", {})
+    text, number = {"type": "string"}, {"type": "number"}
+    loose, whole = {"type": "object"}, {"type": "integer"}
+    state = {"task_id": text, "status": _ref("Status"), "progress": {"type": "number", "minimum": 0, "maximum": 100}}
+    drawn = {"drawn_at": text, "delivered_at": text, "notes": {"type": "array", "items": text}}
+    links = {"query_url": ADDRESS, "events_url": ADDRESS}
+    image = {
+        "index": whole, "url": ADDRESS, "content_type": text, "bytes": whole, "width": whole, "height": whole,
+        "seed": whole, "digest": text, "recipe": loose,
+    }  # fmt: skip
+    task = {
+        **state, "text": text, "model": text, "family": text, "priority": text, "batch_size": whole, **drawn,
+        "submitted_at": TIME, "started_at": TIME, "ended_at": TIME, "attempts": whole, "max_attempts": whole,
+        "worker_id": {"type": ["string", "null"]}, "images": {"type": "array", "items": _ref("Image")},
+        "error": {"type": ["object", "null"]}, **links, "queue_position": {"type": ["integer", "null"]},
+        "estimated_time": number, "recipe": _ref("Generate"), "timings": loose,
+        "history": {"type": "array", "items": loose}, "cancel_requested": {"type": "boolean"}, "deadline_at": TIME,
+        "callback_url": {"type": ["string", "null"]}, "idempotency_key": {"type": ["string", "null"]}, "version": whole,
+    }  # fmt: skip
+    tasks = {"tasks": {"type": "array", "items": _ref("Task")}, "next_before": {"type": ["string", "null"]}}
+    outcome = {"enum": ["cancelled", "cancelling"]}
+    return {
+        **schemas,
+        "Generate": body,
+        "Status": {"type": "string", "enum": [item.value for item in State]},
+        "Accepted": _object({**state, "estimated_time": number, **links, **drawn, "seed": whole}),
+        "Task": {"type": "object", "properties": task, "required": [*state, "text", "images"]},
+        "Tasks": _object(tasks),
+        "Image": {"type": "object", "properties": image, "required": ["index", "url"]},
+        "Cancelled": _object({**state, "outcome": outcome}),
+        "Error": {"type": "object", "properties": {"code": text, "message": text}, "required": ["code", "message"]},
+    }
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
