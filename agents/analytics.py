@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
 
 from streamapp import topics
-from streamapp.errors import BadMessage
+from streamapp.errors import BadMessage, Unavailable
 from streamapp.records import TaskEvent, ThroughputCount, decode
 from streamapp.telemetry import get_logger
 from tables.throughput_windows import Window
@@ -120,13 +120,14 @@ def attach(app: Any) -> None:
 
     @app.timer(1.0, name="throughput_totals")  # type: ignore[untyped-decorator]
     async def publish() -> None:
-        for value in analytics.drain():
+        values = analytics.drain()
+        for number, value in enumerate(values):
             try:
                 await app.produce(topics.THROUGHPUT_TOTALS, None, value.key.encode(), value.encode())
-            except Exception:
-                # The broker is away: the value is absolute, so the next round sends the newest.
-                analytics.changed.add(value.key)
-                raise
+            except Unavailable:
+                # The broker is away. Values are absolute: the next round sends the newest. An error would end the app.
+                analytics.changed.update(left.key for left in values[number:])
+                return
 
     async def recovered(*_: Any, **__: Any) -> None:
         analytics.recovered()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from typing import Any
 
 import aiohttp
 import faust.types
@@ -13,6 +14,7 @@ import pytest
 from streamapp import read_models, topics
 from streamapp.broker.record import TP
 from streamapp.db import State
+from streamapp.errors import Unavailable
 from streamapp.run import CRASHED, INCOMPLETE, MISCONFIGURED, STOPPED, Process
 from tests.agents.conftest import Service, Start
 
@@ -203,6 +205,37 @@ def test_partitions_are_values() -> None:
     """Faust's, aiokafka's and our partitions are one key in sets and dicts."""
     by_partition: dict[object, str] = {TP("a", 1): "found"}
     assert by_partition.get(faust.types.TP("a", 1)) == "found"
+
+
+async def test_totals_wait_while_the_broker_takes_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process lives on, and the newest absolute values go out when the broker is back."""
+    refused: list[str] = []
+    async with start() as service:
+        await service.ready()
+        produce = service.app.produce
+
+        async def down(topic: str, *rest: Any) -> tuple[int, int]:
+            if topic == topics.THROUGHPUT_TOTALS:
+                refused.append(topic)
+                raise Unavailable("the broker does not answer")
+            placed: tuple[int, int] = await produce(topic, *rest)
+            return placed
+
+        monkeypatch.setattr(service.app, "produce", down)
+        await service.deliver("t1")
+        await service.ended("t1")
+
+        async def tried() -> bool:
+            return len(refused) >= 2
+
+        await service.until(tried)
+        monkeypatch.undo()
+
+        async def counted() -> bool:
+            windows = read_models.throughput(service.app)
+            return bool(sum(total["finished"] for total in windows if total["window"] == "hour") == 1)
+
+        await service.until(counted)
 
 
 async def test_a_stream_application_that_ends_by_itself_ends_the_process(start: Start) -> None:
