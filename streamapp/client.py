@@ -28,7 +28,7 @@ POLL_S = 0.5
 
 
 class ServiceError(AppError):
-    """The service answered with an error of a kind that has no class of its own here."""
+    """The service answered with an error that has no class of its own here."""
 
     code = "service_error"
 
@@ -76,10 +76,7 @@ ERRORS: dict[int, type[AppError]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """A task as the service shows it; ``body`` is the whole answer.
-
-    ``progress`` is in percent; ``images`` holds the address of each picture, absolute.
-    """
+    """A task as the service shows it; ``progress`` in percent, ``images`` absolute, ``body`` the whole answer."""
 
     id: str
     status: str
@@ -122,7 +119,7 @@ class Client:
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """The open session; the client is an async context manager."""
+        """The open session."""
         if self._session is None:
             raise RuntimeError("use the client as `async with Client(url) as client:`")
         return self._session
@@ -145,6 +142,10 @@ class Client:
         query = {"limit": str(limit)} | ({"status": status} if status else {})
         data = await self.call("GET", f"{API}/image/tasks", query=query)
         return [self._task(item) for item in data["tasks"]]
+
+    async def models(self) -> dict[str, Any]:
+        """What can be asked for: ``models``, ``loras``, ``samplers``, ``styles``."""
+        return await self.call("GET", f"{API}/models")
 
     async def status(self) -> dict[str, Any]:
         """Workers, backlog, LoRA state and throughput."""

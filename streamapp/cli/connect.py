@@ -13,6 +13,11 @@ import orjson
 if TYPE_CHECKING:
     from streamapp.client import Client
 
+url_option = click.option(
+    "--url", metavar="URL", help="Address of the service.  [default: http://HOST:PORT of the settings]"
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script instead of words.")
+
 
 def with_client(call: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     """Run an asynchronous command with an open client; adds ``--url``.
@@ -21,7 +26,7 @@ def with_client(call: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     key is the first of ``STREAMAPP_API_KEYS``.
     """
 
-    @click.option("--url", metavar="URL", help="Address of the service.  [default: http://HOST:PORT of the settings]")
+    @url_option
     @wraps(call)
     def run(*, url: str | None, **given: Any) -> None:
         async def session() -> None:
@@ -45,9 +50,6 @@ def open_client(url: str | None) -> Client:
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(settings.host, settings.host)  # noqa: S104
     key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
     return Client(url or f"http://{host}:{settings.port}", api_key=key)
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script instead of words.")
 
 
 def print_json(value: Any) -> None:

@@ -1,6 +1,7 @@
 """``models`` and ``loras``: what can be drawn with, and how a local file joins it.
 
-Both work on the registry in the database of the settings and need no running service.
+Lists come from the running service, or, where none answers, from the database of the settings; adding works on that
+database and needs no running service.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from streamapp.cli.connect import json_option, print_json, print_rows
+from streamapp.cli.connect import json_option, open_client, print_json, print_rows, url_option
 
 if TYPE_CHECKING:
     from streamapp.db import Registry
@@ -26,7 +27,7 @@ R = TypeVar("R")
 def models(ctx: click.Context) -> None:
     """List the models, or add one."""
     if ctx.invoked_subcommand is None:
-        ctx.invoke(list_models, as_json=False)
+        ctx.invoke(list_models, as_json=False, url=None)
 
 
 @click.group(invoke_without_command=True)
@@ -34,21 +35,25 @@ def models(ctx: click.Context) -> None:
 def loras(ctx: click.Context) -> None:
     """List the LoRAs, or add one."""
     if ctx.invoked_subcommand is None:
-        ctx.invoke(list_loras, as_json=False)
+        ctx.invoke(list_loras, as_json=False, url=None)
 
 
 @models.command("list")
+@url_option
 @json_option
-def list_models(as_json: bool) -> None:
-    """List the registered models."""
-    _print(_with_registry(lambda registry, _: registry.models()), as_json)
+def list_models(url: str | None, as_json: bool) -> None:
+    """List the models."""
+    rows = _served("models", url)
+    _print(_registered(lambda registry: registry.models()) if rows is None else rows, as_json)
 
 
 @loras.command("list")
+@url_option
 @json_option
-def list_loras(as_json: bool) -> None:
-    """List the registered LoRAs."""
-    _print(_with_registry(lambda registry, _: registry.loras()), as_json)
+def list_loras(url: str | None, as_json: bool) -> None:
+    """List the LoRAs."""
+    rows = _served("loras", url)
+    _print(_registered(lambda registry: registry.loras()) if rows is None else rows, as_json)
 
 
 FILE = click.Path(path_type=Path, exists=True)
@@ -77,14 +82,34 @@ def add_lora(name: str, path: Path, family: str, as_json: bool) -> None:
     _add(name, path, "lora", family, as_json)
 
 
-def _print(rows: list[Any], as_json: bool) -> None:
+def _served(kind: str, url: str | None) -> list[dict[str, Any]] | None:
+    """What the running service offers; ``None`` when none answers and none was named."""
+    from streamapp.client import Unreachable
+
+    async def ask() -> list[dict[str, Any]]:
+        async with open_client(url) as client:
+            return list((await client.models())[kind])
+
+    try:
+        return asyncio.run(ask())
+    except Unreachable:
+        if url:
+            raise
+        return None
+
+
+def _registered(ask: Callable[[Registry], Awaitable[list[Any]]]) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
+    return [asdict(row) for row in _with_registry(lambda registry, _: ask(registry))]
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
-        print_json([asdict(row) for row in rows])
+        print_json(rows)
         return
-    shown = [(row.name, row.version, row.family, row.source, f"{row.size / 1e6:.1f} MB") for row in rows]
-    print_rows(("NAME", "VERSION", "FAMILY", "SOURCE", "SIZE"), shown)
+    shown = [(row["name"], row["version"], row["family"], f"{row['size'] / 1e6:.1f} MB") for row in rows]
+    print_rows(("NAME", "VERSION", "FAMILY", "SIZE"), shown)
 
 
 def _add(name: str, path: Path, kind: str, family: str, as_json: bool) -> None:

@@ -35,6 +35,12 @@ async def status(client: Client, as_json: bool) -> None:
         for row in body.get("workers") or []
     ]
     print_rows(("WORKER", "STATE", "ENGINE", "JOBS", "DRAWING", "DONE"), rows)
+    queue = [
+        (model, states.get("queued", 0), states.get("running", 0))
+        for model, states in (body.get("queue") or {}).items()
+    ]
+    click.echo()
+    print_rows(("MODEL", "QUEUED", "RUNNING"), queue)
 
 
 @click.group()

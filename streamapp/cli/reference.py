@@ -28,7 +28,7 @@ MEANING: dict[str, dict[str, str]] = {
         "worker_id": "Name of this worker; must differ from every other. Default: host name and four random digits.",
         "families": "Families of models that this worker serves, separated by commas.",
         "engine": "`process`: a child process (production). `inline`: a thread of this process. "
-        "`fake`: draws nothing real, for load tests.",
+        "`fake`, `fake-process`: the same two drawing nothing real, for load tests.",
         "device": "Where the engine computes; one GPU per worker.",
         "engine_threads": "CPU threads of the engine.",
         "max_batch_rows": "Most samples in one denoiser call. Not set: chosen by the engine for its device.",

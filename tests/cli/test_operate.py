@@ -27,6 +27,8 @@ def names() -> list[str]:
 @pytest.fixture(autouse=True)
 def own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    # Nobody serves here: lists come from the database.
+    monkeypatch.setenv("STREAMAPP_PORT", "9")
 
 
 def test_upgrading_twice_leaves_tables_with_the_model_that_ships() -> None:
@@ -39,7 +41,7 @@ def test_upgrading_twice_leaves_tables_with_the_model_that_ships() -> None:
 
 def test_models_are_listed_for_people() -> None:
     head, line = run("models").stdout.splitlines()
-    assert head.split() == ["NAME", "VERSION", "FAMILY", "SOURCE", "SIZE"]
+    assert head.split() == ["NAME", "VERSION", "FAMILY", "SIZE"]
     assert line.startswith(POCKET.name)
     assert len(run("loras").stdout.splitlines()) == 1
 
