@@ -7,7 +7,7 @@ import { showChart } from "./chart.js";
 import { showConnection, showService, showState, showTotals } from "./header.js";
 import { showTasks } from "./tasks.js";
 import { openFromAddress } from "./sheet.js";
-import { prepareForm } from "./try.js";
+import { loadChoices, prepareForm } from "./try.js";
 
 const EVERY = 2000;
 const SLOWEST = 15000;
@@ -16,16 +16,18 @@ const TASKS = 24;
 let timer = null;
 let busy = false;
 let failures = 0;
+let chosen = false;
 
 async function round() {
   if (busy || document.hidden) return;
   busy = true;
   clearTimeout(timer);
   try {
-    const [state, status, tasks] = await Promise.allSettled([
-      readiness(), get("/status?minutes=61"), get(`/image/tasks?limit=${TASKS}`),
-    ]);
-    take(state, status, tasks);
+    const locked = !byId("key").hidden && !hasKey();
+    const asked = locked ? [] : [get("/status?minutes=61"), get(`/image/tasks?limit=${TASKS}`)];
+    const [state, status, tasks] = await Promise.allSettled([readiness(), ...asked]);
+    if (locked) takeState(state);
+    else take(state, status, tasks);
   } finally {
     busy = false;
     const wait = Math.min(EVERY * 2 ** Math.min(failures, 3), SLOWEST);
@@ -33,12 +35,16 @@ async function round() {
   }
 }
 
-function take(state, status, tasks) {
-  if (state.status === "fulfilled") showState(state.value);
-  const refusal = [status, tasks].map((one) => one.reason).find(Boolean);
+function takeState(state, refusal = null) {
   failures = state.status === "rejected" ? failures + 1 : 0;
+  if (state.status === "fulfilled") showState(state.value);
+  showConnection(state.reason || null, refusal);
+}
+
+function take(state, status, tasks) {
+  const refusal = [status, tasks].map((one) => one.reason).find(Boolean) || null;
   askForKey(refusal instanceof Refused && refusal.status === 401 ? refusal : null);
-  showConnection(state.reason || null, refusal || null);
+  takeState(state, refusal);
   if (status.status === "fulfilled") {
     const data = status.value;
     learnClock(data.service?.now);
@@ -47,7 +53,11 @@ function take(state, status, tasks) {
     showChart(data.throughput || []);
     showWorkers(data.workers || []);
     showBacklog(data.backlog || {});
-    showResident(data.lora_state || {}, data.workers || []);
+    showResident(data.lora_state || {});
+  }
+  if (status.status === "fulfilled" && !chosen) {
+    chosen = true;
+    loadChoices().catch(() => { chosen = false; });
   }
   if (tasks.status === "fulfilled") showTasks(tasks.value.tasks || []);
 }
