@@ -81,14 +81,14 @@ def logging_config(settings: Settings) -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "filters": {"repeats": {"()": Repeats}},
+        "filters": {"repeats": {"()": Repeats}, "chatter": {"()": Chatter}},
         "formatters": {"line": {"()": _formatter, "style": settings.log_format, "secrets": secrets}},
         "handlers": {
             "stderr": {
                 "class": "logging.StreamHandler",
                 "stream": "ext://sys.stderr",
                 "formatter": "line",
-                "filters": ["repeats"],
+                "filters": ["repeats"] if level == "DEBUG" else ["chatter", "repeats"],
             }
         },
         "loggers": quiet,
@@ -104,6 +104,14 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 def bind(**fields: Any) -> AbstractContextManager[None]:
     """Add ``fields`` to every line written inside the ``with`` block, by this task and those it starts."""
     return cast("AbstractContextManager[None]", bound_contextvars(**fields))
+
+
+class Chatter(logging.Filter):
+    """Drops what Faust's services say about starting and stopping, which also comes under our own names."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this record is written."""
+        return record.levelno > logging.INFO or not str(record.msg).startswith("[^")
 
 
 class Repeats(logging.Filter):

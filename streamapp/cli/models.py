@@ -23,19 +23,23 @@ R = TypeVar("R")
 
 
 @click.group(invoke_without_command=True)
+@url_option
+@json_option
 @click.pass_context
-def models(ctx: click.Context) -> None:
+def models(ctx: click.Context, url: str | None, as_json: bool) -> None:
     """List the models, or add one."""
     if ctx.invoked_subcommand is None:
-        ctx.invoke(list_models, as_json=False, url=None)
+        ctx.invoke(list_models, url=url, as_json=as_json)
 
 
 @click.group(invoke_without_command=True)
+@url_option
+@json_option
 @click.pass_context
-def loras(ctx: click.Context) -> None:
+def loras(ctx: click.Context, url: str | None, as_json: bool) -> None:
     """List the LoRAs, or add one."""
     if ctx.invoked_subcommand is None:
-        ctx.invoke(list_loras, as_json=False, url=None)
+        ctx.invoke(list_loras, url=url, as_json=as_json)
 
 
 @models.command("list")

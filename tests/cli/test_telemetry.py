@@ -55,6 +55,12 @@ def test_no_secret_is_written_wherever_it_hides(lines: Read) -> None:
         assert secret not in text
 
 
+def test_services_of_faust_start_and_stop_in_silence(lines: Read) -> None:
+    logging.getLogger("streamapp.app").info("[^StreamApp]: Starting...")
+    logging.getLogger("streamapp.app").warning("[^StreamApp]: partitions are moving")
+    assert [line["level"] for line in lines()] == ["warning"]
+
+
 def test_signed_addresses_lose_their_signature() -> None:
     assert scrub("http://h/files/a?exp=5&sig=abc") == "http://h/files/a?exp=5&sig=***"
 
