@@ -66,8 +66,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 def _note(request: web.Request, response: web.StreamResponse, seconds: float) -> None:
     """What changes something, fails or is slow is for the operator; the rest for debugging."""
     stream = response.content_type == "text/event-stream"
+    probe = request.path in {"/healthz", "/readyz"}
     notable = request.method not in {"GET", "HEAD"} or response.status >= 500 or (seconds > SLOW and not stream)
-    (log.info if notable else log.debug)(
+    (log.info if notable and not probe else log.debug)(
         "request",
         action="request",
         method=request.method,

@@ -110,7 +110,7 @@ def _unchanged(request: web.Request, info: ObjectInfo) -> bool:
 def _range(request: web.Request, info: ObjectInfo) -> tuple[int, int] | None:
     """First byte and the one behind the last; ``None`` for everything.
 
-    A form that is not understood, several ranges, or a changed object (``If-Range``) give everything: the RFC allows it.
+    What is not understood, several ranges, or a changed object (``If-Range``) give everything, as the RFC allows.
 
     Raises:
         BadRange: the range lies behind the end.
