@@ -66,19 +66,19 @@ Number = BeforeValidator(_no_flag)
 Side = Annotated[int, Number, Field(ge=MIN_DELIVERED, le=MAX_DELIVERED)]
 
 
-class LoraBody(BaseModel):
+class Lora(BaseModel):
     """A LoRA by its registered name."""
 
-    model_config = ConfigDict(extra="forbid", title="Lora")
+    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1, max_length=200)
     weight: Annotated[float, Number, Field(ge=-2, le=2)] = 1.0
 
 
-class ParamsBody(BaseModel):
+class Params(BaseModel):
     """How it is drawn; what is left out is chosen by the model."""
 
-    model_config = ConfigDict(extra="forbid", title="Params")
+    model_config = ConfigDict(extra="forbid")
 
     resolution: str | None = Field(None, description="Width by height in pixels.", examples=["512x512", "512×512"])
     width: Side | None = Field(None, description="With `height`, instead of `resolution`.")
@@ -96,20 +96,19 @@ class ParamsBody(BaseModel):
     model: str | None = Field(None, min_length=1, max_length=200, examples=["pocket"])
     lora_name: str | None = Field(None, min_length=1, max_length=200, description="One LoRA; `loras` takes several.")
     lora_weight: Annotated[float, Number, Field(ge=-2, le=2)] | None = None
-    loras: list[LoraBody] | None = None
+    loras: list[Lora] | None = None
 
 
-class GenerateBody(BaseModel):
+class Generate(BaseModel):
     """What ``POST /api/v1/image/generate`` takes. The recipe of a picture is such a body."""
 
     model_config = ConfigDict(
         extra="forbid",
-        title="Generate",
         json_schema_extra={"examples": [{"text": "a cute panda", "params": {"resolution": "512x512", "seed": 7}}]},
     )
 
     text: str = Field(description="What the picture shall show, in any language.", examples=["a cute panda"])
-    params: ParamsBody = Field(default_factory=ParamsBody)
+    params: Params = Field(default_factory=Params)
     priority: Annotated[int, BeforeValidator(_priority), Field(ge=0, le=3)] = Field(
         2,
         description="P0 is most urgent, P3 is batch work.",
@@ -128,14 +127,14 @@ class GenerateBody(BaseModel):
     )
 
 
-def parse(body: Mapping[str, Any]) -> GenerateBody:
+def parse(body: Mapping[str, Any]) -> Generate:
     """The body as a value.
 
     Raises:
         InvalidRequest: names each field that is wrong, unknown or not built yet.
     """
     try:
-        return GenerateBody.model_validate(body)
+        return Generate.model_validate(body)
     except ValidationError as error:
         found = [sentence(item) for item in error.errors(include_url=False)]
         errors = [{"field": field, "message": message} for field, message in found[:20]]
@@ -144,7 +143,7 @@ def parse(body: Mapping[str, Any]) -> GenerateBody:
         ) from error
 
 
-def submission(body: GenerateBody, request: Mapping[str, Any], *, key: str | None, trace: str | None) -> Submission:
+def submission(body: Generate, request: Mapping[str, Any], *, key: str | None, trace: str | None) -> Submission:
     """The body in the normal form; ``key`` is the idempotency key of the header.
 
     Raises:
@@ -179,7 +178,7 @@ def submission(body: GenerateBody, request: Mapping[str, Any], *, key: str | Non
     )
 
 
-def _size(params: ParamsBody) -> Size | None:
+def _size(params: Params) -> Size | None:
     given = None if params.resolution is None else parse_size(params.resolution)
     if params.width is None and params.height is None:
         return given
@@ -191,7 +190,7 @@ def _size(params: ParamsBody) -> Size | None:
     return size
 
 
-def _loras(params: ParamsBody) -> tuple[LoraRef, ...]:
+def _loras(params: Params) -> tuple[LoraRef, ...]:
     if params.lora_name is None:
         if params.lora_weight is not None:
             raise InvalidRequest("lora_weight needs lora_name", field="lora_weight")
@@ -221,8 +220,8 @@ def _unknown(place: tuple[Any, ...], field: str) -> str:
     field = field[:100]
     if name in PLANNED:
         return f"{field} is planned, but not built yet: leave it out"
-    top, inner = set(GenerateBody.model_fields), set(ParamsBody.model_fields)
-    known = {1: top, 2: inner}.get(len(place), set(LoraBody.model_fields))
+    top, inner = set(Generate.model_fields), set(Params.model_fields)
+    known = {1: top, 2: inner}.get(len(place), set(Lora.model_fields))
     meant = SYNONYMS.get(name, name)
     if meant in known:
         return f"{field} is not a field here: it is called {meant}"

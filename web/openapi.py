@@ -9,7 +9,7 @@ from aiohttp import web
 from streamapp import __version__
 from streamapp.db import State
 from web.answers import API, raw
-from web.bodies import GenerateBody
+from web.bodies import Generate
 from web.page import page
 
 REFS = "#/components/schemas/{model}"
@@ -170,7 +170,7 @@ def _in_data(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    body = GenerateBody.model_json_schema(ref_template=REFS)
+    body = Generate.model_json_schema(ref_template=REFS)
     schemas: dict[str, Any] = body.pop("$defs", {})
     text, number = {"type": "string"}, {"type": "number"}
     loose, whole = {"type": "object"}, {"type": "integer"}
