@@ -68,11 +68,11 @@ function showTiles(status) {
   const failed = sum(minutes, (row) => row.failed);
   const known = status.queue !== null;
   tile("t-queued", known ? whole.format(sum(queue, (row) => row.queued)) : "?", "",
-    known ? (work ? `about ${spoken(work)} of work` : "nothing waits at a worker") : "the database does not answer", !known);
+    known ? "tasks not begun yet" : "the database does not answer", !known);
   tile("t-running", known ? whole.format(sum(queue, (row) => row.running)) : "?", "",
-    `${whole.format(sum(drawers, (worker) => worker.running))} pictures at this moment`);
+    work ? `${spoken(work)} of work at the workers` : "the workers are idle");
   tile("t-images", whole.format(sum(minutes, (row) => row.images)), "",
-    failed ? `${whole.format(failed)} of ${whole.format(finished + failed)} tasks failed` : `${whole.format(finished)} tasks, none failed`, failed > 0);
+    failed ? `${whole.format(failed)} of ${whole.format(finished + failed)} tasks failed` : `${whole.format(finished)} ${finished === 1 ? "task" : "tasks"}, none failed`, failed > 0);
   const [wait, unit] = seconds(finished ? sum(minutes, (row) => row.seconds.queue) / finished : null);
   tile("t-wait", wait, unit, finished ? "mean of the last hour" : "nothing finished lately");
   const none = drawers.length === 0;
