@@ -136,19 +136,22 @@ async def draw_all(client: Client, out: Path, prompts: Sequence[tuple[str, int]]
 
 async def draw(client: Client, prompt: str, seed: int, out: Path, position: int) -> Picture:
     """One prompt from submit to file."""
-    form = "{desc:<38} {percentage:3.0f}% |{bar:24}| {elapsed} {postfix}"
-    with tqdm(total=100, desc=prompt, position=position, bar_format=form, mininterval=0) as bar:
+    form = "{desc:<38} {percentage:3.0f}% |{bar:24}| {elapsed} {unit}"
+    # Only a terminal can move its cursor: elsewhere one line per picture says that it is there.
+    with tqdm(total=100, desc=prompt, position=position, bar_format=form, mininterval=0, disable=None) as bar:
+        hidden = bar.disable
 
         def seen(task: Task) -> None:
             bar.n = max(bar.n, min(task.progress, 100.0))
-            bar.set_postfix_str(task.status)
+            bar.unit = task.status
+            bar.refresh()
 
         task = await client.submit({"text": prompt, "params": {"seed": seed}})
         seen(task)
         task = await client.wait(task.id, seen=seen, timeout_s=TASK_LIMIT_S)
-        if task.status == "succeeded":
-            bar.n = 100
-        bar.set_postfix_str(task.status)
+        seen(task)
+    if hidden:
+        click.echo(f"{prompt}: {task.status}")
     if task.status != "succeeded":
         raise DemoFailed(f"{prompt!r} ended {task.status}: {task.error or 'no reason given'}")
     (path,) = await client.download(task, out, name=re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-"))

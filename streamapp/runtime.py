@@ -82,7 +82,9 @@ async def open_runtime(app: StreamApp) -> Runtime:
     """
     settings = app.settings
     await asyncio.to_thread(settings.data_path.mkdir, parents=True, exist_ok=True)
+    admin = open_admin(settings)
     if settings.embedded:
+        await admin.start()  # refuses a second process on the same data before that touches anything
         await upgrade(settings.database_url)
     database = open_database(settings.database_url)
     await database.start()
@@ -97,7 +99,6 @@ async def open_runtime(app: StreamApp) -> Runtime:
     except Unavailable as error:
         log.warning(error.message, action="database_waits")
     tasks, delivery, claims = Tasks(database), Delivery(database), Claims(database)
-    admin = open_admin(settings)
     worker = None if app.role == "web" else _open_worker(app, claims, registry, storage, clock)
     status = StatusWriter(
         settings, app.role, worker, now=clock.now, port=lambda: app.port, send=partial(_send_status, app)

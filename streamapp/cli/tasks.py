@@ -165,12 +165,13 @@ async def _watch(client: Client, task: Task, text: str, *, quiet: bool) -> Task:
 
     from tqdm import tqdm
 
-    form = "{desc} {percentage:3.0f}% |{bar:30}| {elapsed} {postfix}"
+    form = "{desc} {percentage:3.0f}% |{bar:30}| {elapsed} {unit}"
     with tqdm(total=100, desc=text[:40], bar_format=form, disable=True if quiet else None, file=sys.stderr) as bar:
 
         def seen(now: Task) -> None:
             bar.n = min(now.progress, 100.0)
-            bar.set_postfix_str(now.status)
+            bar.unit = now.status
+            bar.refresh()
 
         try:
             ended = await client.wait(task.id, seen=seen)

@@ -63,7 +63,7 @@ async def test_the_fleet_draws_grows_shrinks_and_survives_a_kill(fleet: Fleet) -
     drawn_by: set[str] = set()
 
     async def fourth_draws() -> bool:
-        some = [await fleet.submit(web, "a green frog", steps=4, n=1) for _ in range(8)]
+        some = [await fleet.submit(web, "a green frog", steps=4) for _ in range(8)]
         drawn_by.update(task["worker_id"] for task in (await fleet.finished(web, some, within=120)).values())
         return "worker-3" in drawn_by
 
