@@ -113,7 +113,7 @@ class WorkerStatus(WireRecord):
 
 
 class TaskEvent(WireRecord):
-    """Something that happened to a task, on ``task_events``, keyed by task id; absolute facts, never needed to answer."""
+    """Something that happened to a task, on ``task_events``, keyed by task id; facts that no answer waits for."""
 
     KIND: ClassVar[str] = "task_event"
 

@@ -165,8 +165,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003, pydantic passes it by name
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003, pydantic passes it by name
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then environment, then the TOML file."""
         path = Path(os.environ.get(f"{PREFIX}CONFIG", "streamapp.toml"))
@@ -210,7 +210,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
     for name in sorted(os.environ if environ is None else environ):
         if name.startswith(PREFIX) and name not in known:
             near = get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; the known ones are listed in docs/settings.md"
+            hint = f"; did you mean {near[0]}?" if near else "; the known ones are listed in docs/settings.md"
             raise ConfigError(f"{name} is not a setting{hint}", field=name)
     config = os.environ.get(f"{PREFIX}CONFIG")
     if config and not Path(config).is_file():
