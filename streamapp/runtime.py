@@ -85,12 +85,7 @@ async def open_runtime(app: StreamApp) -> Runtime:
     admin = open_admin(settings)
     if settings.embedded:
         await admin.start()  # refuses a second process on the same data before that touches anything
-        await upgrade(settings.database_url)
-    database = open_database(settings.database_url)
-    await database.start()
-    registry = Registry(database)
-    if settings.embedded:
-        await catalogue.seed(registry)
+    database, registry = await _open_database(settings)
     storage = open_storage(settings)
     await storage.start()
     clock = Clock(database.now)
@@ -123,6 +118,17 @@ async def open_runtime(app: StreamApp) -> Runtime:
         status=status,
         worker=worker,
     )
+
+
+async def _open_database(settings: Settings) -> tuple[Database, Registry]:
+    if settings.embedded:
+        await upgrade(settings.database_url)
+    database = open_database(settings.database_url)
+    await database.start()
+    registry = Registry(database)
+    if settings.embedded:
+        await catalogue.seed(registry)
+    return database, registry
 
 
 def _open_worker(app: StreamApp, claims: Claims, registry: Registry, storage: Storage, clock: Clock) -> Worker:
