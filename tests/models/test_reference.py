@@ -32,7 +32,7 @@ SHA = "0123456789abcdef" * 4
         (
             "urn:air:flux1:checkpoint:huggingface:black-forest-labs/FLUX.1-dev@abc",
             Hub("black-forest-labs/FLUX.1-dev", None, "abc"),
-        ),  # fmt: skip  # noqa: E501
+        ),
         (SHA.upper(), Digest(SHA)),
         (f"sha256:{SHA}", Digest(SHA)),
         ("ABCDEF0123", Digest("abcdef0123")),
@@ -42,7 +42,7 @@ SHA = "0123456789abcdef" * 4
         (
             "https://huggingface.co/owner/name/resolve/fp16/unet/x.safetensors",
             Hub("owner/name", "unet/x.safetensors", "fp16"),
-        ),  # fmt: skip  # noqa: E501
+        ),
         ("https://huggingface.co/owner/name/blob/main/a%20b.safetensors", Hub("owner/name", "a b.safetensors")),
     ],
 )
