@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -21,6 +22,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
+from streamapp import __version__
 from streamapp.errors import AppError
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -121,7 +123,15 @@ class GuardedClient:
         resolver = None if self._allow_private else PublicResolver()
         # The connector keeps no DNS answers: each exchange resolves and checks again.
         connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, limit_per_host=8)
-        self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._timeout, sock_read=self._timeout),
+            # Bodies arrive as they are: a range of a file can be continued, and no small answer unpacks to gigabytes.
+            headers={"Accept-Encoding": "identity", "User-Agent": f"streamapp/{__version__}"},
+            auto_decompress=False,
+        )
         return self
 
     async def __aexit__(
@@ -161,31 +171,47 @@ class GuardedClient:
             Refused: the address, or one it redirects to, is not one we talk to.
             FetchFailed: connection, time limit, too large a body, too many redirects.
         """
+        try:
+            async with asyncio.timeout(self._timeout), self._follow(method, url, body, headers) as answer:
+                return await self._read(answer)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise _failed(url, error) from error
+
+    @asynccontextmanager
+    async def stream(
+        self, url: str, *, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A GET of any length: the caller reads the body; ``timeout`` limits the time until it begins, and each pause.
+
+        Raises:
+            Refused, FetchFailed: as :meth:`request`, also while the body is read.
+        """
+        try:
+            async with self._follow("GET", url, None, headers) as answer:
+                yield answer
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise _failed(url, error) from error
+
+    @asynccontextmanager
+    async def _follow(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str] | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer behind all redirects."""
         if self._session is None:
             raise RuntimeError("GuardedClient is used outside its context")
         target = self.check(url)
         origin, sent = target.origin(), dict(headers or {})
-        try:
-            async with asyncio.timeout(self._timeout):
-                for _ in range(self._max_redirects + 1):
-                    async with self._session.request(
-                        method, target, data=body, headers=sent, allow_redirects=False
-                    ) as answer:
-                        if answer.status not in REDIRECTS or "location" not in answer.headers:
-                            return await self._read(answer)
-                        target = self.check(str(target.join(URL(answer.headers["location"]))))
-                        if answer.status == 303 or (answer.status in {301, 302} and method == "POST"):
-                            method, body = "GET", None
-                        if target.origin() != origin:  # never hand a credential to another host
-                            sent = {key: value for key, value in sent.items() if key.lower() != "authorization"}
-                raise FetchFailed(f"{url} redirects more than {self._max_redirects} times")
-        except Refused:
-            raise
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            cause = error.__cause__ or error.__context__
-            if isinstance(cause, Refused):
-                raise cause from error
-            raise FetchFailed(f"{url}: {error or type(error).__name__}") from error
+        for _ in range(self._max_redirects + 1):
+            async with self._session.request(method, target, data=body, headers=sent, allow_redirects=False) as answer:
+                if answer.status not in REDIRECTS or "location" not in answer.headers:
+                    yield answer
+                    return
+                target = self.check(str(target.join(URL(answer.headers["location"]))))
+                if answer.status == 303 or (answer.status in {301, 302} and method == "POST"):
+                    method, body = "GET", None
+                if target.origin() != origin:  # never hand a credential to another host
+                    sent = {key: value for key, value in sent.items() if key.lower() != "authorization"}
+        raise FetchFailed(f"{url} redirects more than {self._max_redirects} times")
 
     async def _read(self, answer: aiohttp.ClientResponse) -> Answer:
         """The body, as long as it keeps within the limit."""
@@ -196,3 +222,9 @@ class GuardedClient:
                 raise FetchFailed(f"the answer is larger than {self._max_bytes} bytes", too_large=True)
             parts.append(chunk)
         return Answer(answer.status, {key.lower(): value for key, value in answer.headers.items()}, b"".join(parts))
+
+
+def _failed(url: str, error: BaseException) -> AppError:
+    """What to raise for a failure of the exchange; a refusal by the resolver comes wrapped in one."""
+    cause = error.__cause__ or error.__context__
+    return cause if isinstance(cause, Refused) else FetchFailed(f"{url}: {error or type(error).__name__}")

@@ -132,3 +132,31 @@ async def test_nobody_listening_is_worth_another_try() -> None:
             await client.request("GET", f"http://127.0.0.1:{port}/")
     assert caught.value.retryable
     assert not Refused.retryable
+
+
+async def test_a_stream_follows_redirects_and_is_read_piece_by_piece(server: TestServer) -> None:
+    async with GuardedClient(allow_private=True, max_bytes=100) as client:
+        async with client.stream(f"{server.make_url('/redirect')}?to=/big") as answer:
+            assert answer.status == 200
+            assert sum([len(piece) async for piece in answer.content.iter_chunked(1000)]) == 5000
+        with pytest.raises(FetchFailed, match="redirects more than"):
+            async with client.stream(str(server.make_url("/loop"))):
+                pass
+
+
+async def test_a_stream_that_breaks_off_is_a_failure_that_may_be_tried_again(server: TestServer) -> None:
+    async def half(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "1000"})
+        await response.prepare(request)
+        await response.write(b"x" * 100)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    app = web.Application()
+    app.router.add_get("/half", half)
+    async with TestServer(app, host="127.0.0.1") as other, GuardedClient(allow_private=True) as client:
+        with pytest.raises(FetchFailed) as caught:
+            async with client.stream(str(other.make_url("/half"))) as answer:
+                await answer.read()
+    assert caught.value.retryable
