@@ -35,10 +35,10 @@ def identify(path: Path) -> Identity:
     if path.is_dir():
         listing, size = hashlib.sha256(), 0
         for part in folder_files(path):
-            listing.update(f"{_sha256(part)}  {part.relative_to(path).as_posix()}\n".encode())
+            listing.update(f"{file_sha256(part)}  {part.relative_to(path).as_posix()}\n".encode())
             size += part.stat().st_size
         return Identity(listing.hexdigest(), size)
-    return Identity(_sha256(path), path.stat().st_size)
+    return Identity(file_sha256(path), path.stat().st_size)
 
 
 def folder_files(folder: Path) -> list[Path]:
@@ -55,6 +55,7 @@ def autov3(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex; blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -49,21 +49,30 @@ def read_header(path: Path) -> dict[str, Any]:
         raise NotFound(f"there is no file at {path}", path=str(path))
     if path.suffix.lower() != ".safetensors":
         raise InvalidRequest(f"{path.name} is not a .safetensors file", field="path")
+    return parse_header(path, path.name)
+
+
+def parse_header(path: Path, name: str) -> dict[str, Any]:
+    """As :func:`read_header`, of a file that may have any name on the disk; ``name`` is what messages call it.
+
+    Raises:
+        InvalidRequest: when it is not well-formed.
+    """
     total = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(MAX_HEADER, total - 8):
-            raise _malformed(path)
+            raise _malformed(name)
         raw = file.read(length)
     try:
         header = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise _malformed(path) from error
+        raise _malformed(name) from error
     if not isinstance(header, dict):
-        raise _malformed(path)
-    ends = [_end(entry) for name, entry in header.items() if name != "__metadata__"]
+        raise _malformed(name)
+    ends = [_end(entry) for key, entry in header.items() if key != "__metadata__"]
     if not ends or None in ends or max(end for end in ends if end is not None) != total - 8 - length:
-        raise _malformed(path)
+        raise _malformed(name)
     return header
 
 
@@ -142,5 +151,5 @@ def _end(entry: Any) -> int | None:
     return None
 
 
-def _malformed(path: Path) -> InvalidRequest:
-    return InvalidRequest(f"{path.name} is not a whole safetensors file: fetch or convert it again", field="path")
+def _malformed(name: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} is not a whole safetensors file: fetch or convert it again", field="path")
