@@ -147,7 +147,8 @@ class DeadLetter(WireRecord):
     at: int  # ms
     attempts: int = 0
     history: tuple[dict[str, object], ...] = ()
-    raw: str | None = None  # base64 of a message that could not be read, cut at 8 KiB
+    raw: str | None = None  # base64 of a message that could not be read, cut at 512 KiB
+    size: int | None = None  # bytes of that message
 
 
 class ThroughputCount(WireRecord):

@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     lookahead: Count = 20_000
     max_queued: Count = 1_000_000
     max_attempts: Count = 3
-    max_images: Count = 100
+    max_images: int = Field(100, ge=1, le=100)
     max_prompt_chars: Count = 4_000
     max_request_bytes: Count = 1024 * 1024
     max_message_bytes: Count = 64 * 1024

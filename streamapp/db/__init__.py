@@ -3,6 +3,7 @@
 from streamapp.db.claims import Claims
 from streamapp.db.database import Database, open_database
 from streamapp.db.delivery import Delivery
+from streamapp.db.letters import DeadLetters, Letter
 from streamapp.db.registry import Registry
 from streamapp.db.rows import (
     Callback,
@@ -31,6 +32,7 @@ __all__ = [
     "Cancel",
     "Claims",
     "Database",
+    "DeadLetters",
     "Delivery",
     "DueTask",
     "End",
@@ -38,6 +40,7 @@ __all__ = [
     "Glimpse",
     "Held",
     "ImageRow",
+    "Letter",
     "LoraRow",
     "Lost",
     "ModelRow",

@@ -25,7 +25,7 @@ from sqlalchemy import (
     update,
 )
 
-from streamapp.db.events import ended_without_result, event_id, write_callbacks, write_events
+from streamapp.db.events import ended_without_result, event_id, write_callbacks, write_events, write_letters
 from streamapp.db.rows import ImageRow, TaskRow, dump, task_row
 from streamapp.db.schema import images, now_ms, tasks
 from streamapp.db.states import State, sources
@@ -119,16 +119,26 @@ def each(column: ColumnElement[Any], values: Mapping[str, Any], others: ColumnEl
 
 
 def write_endings(connection: Connection, endings: Iterable[Ending], now: int) -> None:
-    """End locked rows: state, pictures, events, callbacks. Raises :class:`Moved` if a row is not as it was locked."""
+    """End locked rows: state, pictures, letters, events, callbacks. Raises :class:`Moved` if a row is not as it was locked."""
     todo = sorted(endings, key=lambda ending: ending.task_id)
     for part in chunks(todo):
         _end_rows(connection, part, now)
     pictures = [_image_values(image) for ending in todo for image in ending.images]
     if pictures:
         connection.execute(insert(images), pictures)
+    failed = [
+        (ending.task_id, ending.event.user_id, _reason(ending)) for ending in todo if ending.state is State.FAILED
+    ]
+    write_letters(connection, failed, now)
     told = [(ending.callback_url, _stamped(ending, now)) for ending in todo]
     write_events(connection, (event for _, event in told))
     write_callbacks(connection, ((url, event) for url, event in told if url))
+
+
+def _reason(ending: Ending) -> str:
+    """Why a failed task is a dead letter."""
+    error = ending.error or {}
+    return str(error.get("reason") or error.get("code") or "failed")
 
 
 def _stamped(ending: Ending, now: int) -> TaskEvent:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, delete, insert
 
 from streamapp.db.rows import NewTask, TaskRow
-from streamapp.db.schema import callbacks, outbox
+from streamapp.db.schema import callbacks, dead_letters, outbox
 from streamapp.db.states import State
 from streamapp.records import TaskEvent
+
+#: A dead letter that nobody replayed or dropped yet.
+OPEN = "open"
 
 
 def event_id(task_id: str, version: int) -> str:
@@ -64,3 +67,15 @@ def write_callbacks(connection: Connection, called: Iterable[tuple[str, TaskEven
     ]
     if rows:
         connection.execute(insert(callbacks), rows)
+
+
+def write_letters(connection: Connection, failed: Iterable[tuple[str, str, str]], now: int) -> None:
+    """Open the letters of tasks that failed in this transaction: (task id, user id, reason) of each."""
+    rows = [
+        {"id": task_id, "task_id": task_id, "user_id": user, "state": OPEN, "reason": reason[:200], "at": now}
+        for task_id, user, reason in failed
+    ]
+    if rows:
+        # One that was replayed and failed again: the newest end counts.
+        connection.execute(delete(dead_letters).where(dead_letters.c.id.in_([row["id"] for row in rows])))
+        connection.execute(insert(dead_letters), rows)

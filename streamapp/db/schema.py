@@ -188,3 +188,27 @@ leases = Table(
     Column("until", BigInteger, nullable=False),
     **MYSQL,
 )
+
+#: What could not be worked off: a failed task (its facts stay in ``tasks``), or a message that nobody could read.
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    # The task's id, or ``topic:partition:offset``.
+    Column("id", KEY, primary_key=True),
+    Column("task_id", ID, ForeignKey("tasks.id", ondelete="CASCADE"), index=True),
+    Column("user_id", KEY),
+    Column("state", String(16), nullable=False),
+    Column("reason", KEY, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    # Of an unreadable message only.
+    Column("message", Text),
+    Column("topic", KEY),
+    Column("partition", Integer),
+    Column("offset", BigInteger),
+    Column("raw", JsonText),
+    Column("size", BigInteger),
+    # What is open, newest first.
+    Index(None, "state", "at", "id"),
+    **MYSQL,
+)

@@ -12,9 +12,10 @@ from streamapp.db.census import Census
 from streamapp.db.claims import CANCELLED_ERROR, idle
 from streamapp.db.database import Database
 from streamapp.db.endings import along, end_rows, lock_rows, update_tasks
+from streamapp.db.replays import REPLAYED, WITHOUT_RESULT, Outcome, replay
 from streamapp.db.rows import Cancel, Glimpse, ImageRow, NewTask, TaskRow, task_row
 from streamapp.db.schema import images, tasks
-from streamapp.db.states import ENDED, State, may
+from streamapp.db.states import ENDED, State
 from streamapp.db.submissions import Submissions
 
 
@@ -118,33 +119,19 @@ class Tasks:
         return await self._census.queued(limit)
 
     async def replay(self, task_id: str) -> bool:
-        """Queue an ended task without a result again, attempts from 0, its deadline counted from now.
+        """Queue an ended task without a result again; see :meth:`replay_many`.
 
         Returns ``False`` for a task that succeeded, has not ended or does not exist.
         """
-        c = tasks.c
+        return (await self.replay_many([task_id]))[task_id] == REPLAYED
 
-        def work(connection: Connection) -> bool:
-            rows, now = lock_rows(connection, [task_id])
-            row = rows.get(task_id)
-            if row is None or row.state not in ENDED or not may(row.state, State.QUEUED):
-                return False
-            span = None if row.deadline_at is None else row.deadline_at - row.submitted_at
-            values = {
-                c.state: State.QUEUED.value,
-                c.attempts: 0,
-                c.claim_token: None,
-                c.claimed_by: None,
-                c.cancel_requested: 0,
-                c.progress: 0.0,
-                c.error: None,
-                c.timings: "{}",
-                c.started_at: None,
-                c.ended_at: None,
-                c.deadline_at: None if span is None else now + span,
-                c.produce_at: now,
-                c.version: c.version + 1,
-            }
-            return connection.execute(update_tasks([task_id]).where(c.state == row.state).values(values)).rowcount == 1
+    async def replay_many(
+        self, ids: Collection[str], *, states: Collection[State] = WITHOUT_RESULT, dry_run: bool = False
+    ) -> dict[str, Outcome]:
+        """Queue tasks again that ended in one of ``states``: attempts from 0, the deadline counted from now.
 
-        return await self._database.write(work)
+        By task: replayed, missing, or the state that it has and keeps. ``dry_run`` writes nothing.
+        """
+        if not ids:
+            return {}
+        return await self._database.write(lambda connection: replay(connection, ids, states=states, dry_run=dry_run))

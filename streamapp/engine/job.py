@@ -9,6 +9,8 @@ from streamapp.engine.errors import EngineError
 from streamapp.engine.names import sampler_name
 
 MAX_ADAPTERS = 5
+MAX_STEPS = 150
+MAX_GUIDANCE = 30.0
 MAX_IMAGES = 100
 
 
@@ -66,8 +68,8 @@ class Job:
         """
         _within("width", self.width, 64, 2048)
         _within("height", self.height, 64, 2048)
-        _within("num_inference_steps", self.num_inference_steps, 1, 150)
-        _within("guidance_scale", self.guidance_scale, 0, 30)
+        _within("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
+        _within("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE)
         _within("num_images", self.num_images, 1, MAX_IMAGES)
         _within("seed", self.seed, 0, 2**63 - 1)
         if len(self.loras) > MAX_ADAPTERS:

@@ -1,4 +1,4 @@
-"""Facts about each family of models that are needed without loading one: limits, defaults, sampler names.
+"""Facts about each family of models that are needed without loading one: limits and defaults.
 
 A model's own ``traits`` in the registry override the family's; see :func:`traits_of`.
 """
@@ -11,9 +11,6 @@ from difflib import get_close_matches
 from typing import Any
 
 from streamapp.errors import InvalidRequest
-
-#: The samplers that every family of diffusion models here can be drawn with, by the names that clients send.
-SAMPLERS = ("DDIM", "Euler", "Euler a", "DPM++ 2M")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from streamapp.db import LoraRow, ModelRow, NewTask, TaskRow
 from streamapp.engine.errors import EngineError
+from streamapp.engine.job import MAX_ADAPTERS, MAX_GUIDANCE, MAX_STEPS
 from streamapp.engine.names import sampler_name
 from streamapp.errors import InvalidRequest, Overloaded, TooLarge, Unavailable
 from streamapp.generation import MAX_SEED, GenerationParams, LoraRef, Priority, Size
@@ -34,11 +35,10 @@ if TYPE_CHECKING:
     from streamapp.runtime import Runtime
     from streamapp.submit.shelf import Shelf
 
-Steps = Annotated[int, Field(ge=1, le=200)]
-Guidance = Annotated[float, Field(ge=0, le=30)]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Guidance = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
 #: Ids, sizes and times that the message holds beside the parameters, in bytes.
 ENVELOPE = 1024
-MAX_LORAS = 8
 #: The outbox of this process has this long to deliver a new row before the sweeper does, in milliseconds.
 HOT_MS = 2_000
 RETRY_AFTER = 10
@@ -189,8 +189,8 @@ async def _default_model(shelf: Shelf, settings: Settings) -> ModelRow:
 
 async def _loras(shelf: Shelf, asked: Sequence[LoraRef], model: ModelRow) -> list[LoraRow]:
     names = [lora.name for lora in asked]
-    if len(names) > MAX_LORAS:
-        raise InvalidRequest(f"{len(names)} LoRAs are named, at most {MAX_LORAS} can be combined", field="loras")
+    if len(names) > MAX_ADAPTERS:
+        raise InvalidRequest(f"{len(names)} LoRAs are named, at most {MAX_ADAPTERS} can be combined", field="loras")
     if doubled := next((name for name in names if names.count(name) > 1), None):
         raise InvalidRequest(f"LoRA {doubled} is named twice: add up its weights", field="loras")
     rows = []
