@@ -119,7 +119,7 @@ def each(column: ColumnElement[Any], values: Mapping[str, Any], others: ColumnEl
 
 
 def write_endings(connection: Connection, endings: Iterable[Ending], now: int) -> None:
-    """End locked rows: state, pictures, letters, events, callbacks. Raises :class:`Moved` if a row is not as it was locked."""
+    """End locked rows: state, pictures, letters, events, callbacks; :class:`Moved` if a row is not as it was locked."""
     todo = sorted(endings, key=lambda ending: ending.task_id)
     for part in chunks(todo):
         _end_rows(connection, part, now)

@@ -147,7 +147,9 @@ def _letter(row: Row[Any]) -> Letter:
     if facts["task_id"] is not None:
         task = task_row(row)
         past = failures(task)
-        last = next((entry for entry in reversed(past) if "message" in entry and entry.get("code") != REPLAYED), {})
+        last: dict[str, Any] = next(
+            (entry for entry in reversed(past) if "message" in entry and entry.get("code") != REPLAYED), {}
+        )
         facts |= {"attempts": task.attempts, "history": tuple(past), "message": str(last.get("message", ""))}
         facts |= {"topic": task.topic, "partition": task.partition, "offset": task.offset}
     facts["message"] = facts["message"] or ""

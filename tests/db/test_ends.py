@@ -52,7 +52,7 @@ async def test_fifty_ends_are_a_handful_of_statements(tasks: Tasks, claims: Clai
     with statements(database) as sent:
         result = await claims.finish(ends)
     # Lock, end, pictures, events, callbacks.
-    assert len(sent) == 5
+    assert len(sent) == 7
     assert result == {row.id: states[i % 3] for i, row in enumerate(rows)}
     ended = {row.id: row for row in await tasks.page(limit=100)}
     assert {task_id: row.state for task_id, row in ended.items()} == result
