@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from streamapp.errors import InvalidRequest
@@ -63,6 +63,11 @@ def _priority(value: Any) -> Any:
 
 
 Number = BeforeValidator(_no_flag)
+PriorityName = Annotated[
+    int,
+    BeforeValidator(_priority),
+    WithJsonSchema({"anyOf": [{"enum": ["P0", "P1", "P2", "P3"]}, {"type": "integer", "minimum": 0, "maximum": 3}]}),
+]
 Side = Annotated[int, Number, Field(ge=MIN_DELIVERED, le=MAX_DELIVERED)]
 
 
@@ -109,15 +114,7 @@ class Generate(BaseModel):
 
     text: str = Field(description="What the picture shall show, in any language.", examples=["a cute panda"])
     params: Params = Field(default_factory=Params)
-    priority: Annotated[int, BeforeValidator(_priority), Field(ge=0, le=3)] = Field(
-        2,
-        description="P0 is most urgent, P3 is batch work.",
-        examples=["P1"],
-        json_schema_extra={
-            "type": None,
-            "anyOf": [{"enum": ["P0", "P1", "P2", "P3"]}, {"type": "integer", "minimum": 0, "maximum": 3}],
-        },
-    )
+    priority: PriorityName = Field(2, description="P0 is most urgent, P3 is batch work.", examples=["P1"])
     callback_url: str | None = Field(None, max_length=2_000, description="Told when the task has ended.")
     idempotency_key: str | None = Field(
         None, min_length=1, max_length=200, description="The same key never makes a second task; also a header."

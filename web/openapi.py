@@ -122,9 +122,20 @@ def _service() -> dict[str, Any]:
             "get": _operation("service", "What can be drawn with", "Models, LoRAs, samplers, styles.", _in_data(loose))
         },
         "/files/{key}": {"parameters": [key, *signed], "get": file},
-        "/healthz": {"get": _operation("service", "Is the process alive", "Asks nobody.", loose)},
-        "/readyz": {"get": _operation("service", "Can it work right now", "Asks all it depends on.", loose)},
+        "/healthz": {"get": _probe("Is the process alive", "Asks nobody.")},
+        "/readyz": {
+            "get": _probe("Can it work right now", "Asks all it depends on.", failing="Something is not ready.")
+        },
     }
+
+
+def _probe(summary: str, description: str, *, failing: str | None = None) -> dict[str, Any]:
+    """A question of load balancers, who send no key and read the status only."""
+    checks = _object({"status": {"type": "string"}}) | {"additionalProperties": True}
+    probe = _operation("service", summary, description, checks)
+    answer = probe["responses"]["200"]
+    probe["responses"] = {"200": answer} | ({"503": {**answer, "description": failing}} if failing else {})
+    return {**probe, "security": []}
 
 
 def _operation(tag: str, summary: str, description: str, answer: dict[str, Any], *refusals: int) -> dict[str, Any]:
