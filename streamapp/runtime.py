@@ -139,7 +139,7 @@ def _open_worker(app: StreamApp, claims: Claims, registry: Registry, storage: St
     from streamapp.worker.spool import Spool
     from streamapp.worker.worker import Worker
 
-    spool = Spool(storage)
+    spool = Spool(storage, app.settings.spool_bytes)
 
     def release(tp: TP) -> None:
         app.consumer.on_buffer_drop(faust.types.TP(*tp))  # Faust asserts its own type here

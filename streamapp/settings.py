@@ -98,6 +98,7 @@ class Settings(BaseSettings):
     # Limits.
     lookahead: Count = 20_000
     max_queued: Count = 1_000_000
+    spool_bytes: Count = 256 * 1024**2
     max_attempts: Count = 3
     max_images: int = Field(100, ge=1, le=100)
     max_prompt_chars: Count = 4_000

@@ -18,8 +18,10 @@ from streamapp.engine.events import Picture
 from streamapp.engine.families import Device
 from streamapp.engine.sample import Sample
 
-#: Words in a prompt that kill the process, hang it, or spoil the sample.
-CRASH, HANG, SPOIL = "fake:crash", "fake:hang", "fake:nan"
+#: Words in a prompt that kill the process, hang it, spoil the sample, or make every tick last :data:`SLOW_TICK`.
+CRASH, HANG, SPOIL, SLOW = "fake:crash", "fake:hang", "fake:nan", "fake:slow"
+#: Seconds: a slow sample takes about a tenth of its steps.
+SLOW_TICK = 0.1
 
 
 def load(path: Path, device: Device, options: Mapping[str, Any]) -> FakeCheckpoint:
@@ -60,7 +62,8 @@ class FakeCheckpoint:
 
     def denoise(self, samples: Sequence[Sample]) -> None:
         """Spend a tick; misbehave where asked."""
-        self._spend(self._tick_s)
+        slow = any(SLOW in sample.job.prompt for sample in samples)
+        self._spend(max(self._tick_s, SLOW_TICK if slow else 0.0))
         for sample in samples:
             if CRASH in sample.job.prompt and sample.step + 1 >= sample.steps // 2:
                 os._exit(70)
