@@ -47,6 +47,7 @@ WEB = (
     "web.generate",
     "web.tasks",
     "web.events",
+    "web.callbacks",
     "web.files",
     "web.health",
     "web.status",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -154,11 +155,8 @@ class GuardedClient:
             raise Refused(f"the address must start with {' or '.join(f'{s}://' for s in sorted(self._schemes))}")
         if parsed.user or parsed.password:
             raise Refused("the address must not carry a user name or password")
-        try:
-            literal = ipaddress.ip_address(parsed.host)
-        except ValueError:
-            return parsed
-        if not self._allow_private and not is_public(str(literal)):
+        literal = _literal(parsed.host)
+        if not self._allow_private and literal is not None and not is_public(literal):
             raise Refused(f"{parsed.host} is not a public address", host=parsed.host)
         return parsed
 
@@ -174,6 +172,25 @@ class GuardedClient:
         try:
             async with asyncio.timeout(self._timeout), self._follow(method, url, body, headers) as answer:
                 return await self._read(answer)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise _failed(url, error) from error
+
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """One POST of which only the answer's head counts: no redirect is followed and no body is read.
+
+        Raises:
+            Refused: the address is not one we talk to.
+            FetchFailed: connection, time limit.
+        """
+        if self._session is None:
+            raise RuntimeError("GuardedClient is used outside its context")
+        target = self.check(url)
+        try:
+            async with (
+                asyncio.timeout(self._timeout),
+                self._session.post(target, data=body, headers=headers, allow_redirects=False) as answer,
+            ):
+                return Answer(answer.status, {key.lower(): value for key, value in answer.headers.items()}, b"")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise _failed(url, error) from error
 
@@ -224,7 +241,27 @@ class GuardedClient:
         return Answer(answer.status, {key.lower(): value for key, value in answer.headers.items()}, b"".join(parts))
 
 
+def _literal(host: str) -> str | None:
+    """The address that a host spells out, also in the forms that only the system's resolver reads (``0x7f.1``).
+
+    ``localhost`` means loopback wherever it is asked (RFC 6761), so it counts as spelled out.
+    """
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    name = host.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return "127.0.0.1"
+    if not re.fullmatch(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+)){0,3}", name):
+        return None
+    try:
+        return socket.inet_ntoa(socket.inet_aton(name))
+    except OSError:
+        return None
+
+
 def _failed(url: str, error: BaseException) -> AppError:
     """What to raise for a failure of the exchange; a refusal by the resolver comes wrapped in one."""
     cause = error.__cause__ or error.__context__
-    return cause if isinstance(cause, Refused) else FetchFailed(f"{url}: {error or type(error).__name__}")
+    return cause if isinstance(cause, Refused) else FetchFailed(f"{url}: {str(error) or type(error).__name__}")

@@ -7,6 +7,7 @@ the defaults below, which run the whole service in one process without any serve
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import secrets
@@ -98,8 +99,8 @@ class Settings(BaseSettings):
     # Limits.
     lookahead: Count = 20_000
     max_queued: Count = 1_000_000
-    spool_bytes: Count = 256 * 1024**2
     max_attempts: Count = 3
+    fallback_models: Annotated[Mapping[str, str], NoDecode] = {}
     max_images: int = Field(100, ge=1, le=100)
     max_prompt_chars: Count = 4_000
     max_request_bytes: Count = 1024 * 1024
@@ -107,17 +108,34 @@ class Settings(BaseSettings):
     deadline_urgent: Seconds | None = 300.0
     deadline_normal: Seconds | None = None
 
-    # Web.
+    # Webhooks.
+    webhook_secret: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    webhook_attempts: Count = 10
+    webhook_timeout: Seconds = 15.0
     allow_private_callbacks: bool = False
+
+    # Web.
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    operators: Annotated[tuple[str, ...], NoDecode] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
-    @field_validator("families", "api_keys", mode="before")
+    @field_validator("families", "api_keys", "operators", "webhook_secret", mode="before")
     @classmethod
     def split_commas(cls, value: Any) -> Any:
         """``sd15,flux`` in the environment, a list in TOML."""
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("fallback_models", mode="before")
+    @classmethod
+    def split_pairs(cls, value: Any) -> Any:
+        """``sd15=pocket,flux=schnell`` in the environment, a table in TOML."""
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        if not all(name.strip() and model.strip() for name, _, model in pairs):
+            raise ValueError("must be FAMILY=MODEL, several separated by commas")
+        return {name.strip(): model.strip() for name, _, model in pairs}
 
     @field_validator("broker")
     @classmethod
@@ -141,6 +159,19 @@ class Settings(BaseSettings):
         """Only the two storages that pass the contract suite."""
         if value and not value.startswith(("file:///", "s3://")):
             raise ValueError("must be file:///FOLDER or s3://bucket/prefix")
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def standard_secrets(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        """Secrets as Standard Webhooks writes them: ``whsec_`` and 24 to 64 bytes in base64."""
+        for secret in value:
+            try:
+                key = base64.b64decode(secret.get_secret_value().removeprefix("whsec_"), validate=True)
+            except ValueError:
+                key = b""
+            if not secret.get_secret_value().startswith("whsec_") or not 24 <= len(key) <= 64:
+                raise ValueError("must be whsec_ and 24 to 64 bytes in base64; several, separated by commas, rotate")
         return value
 
     @field_validator("app_id", "worker_id")
@@ -227,6 +258,6 @@ def _sentence(item: Any) -> str:
     name = PREFIX + ".".join(str(part) for part in item["loc"]).upper() if item["loc"] else "settings"
     if item["type"] == "extra_forbidden":
         return f"{name} is not a setting"
-    given = "" if "password" in name.lower() or "key" in name.lower() else f" (given: {item['input']!r})"
+    given = "" if re.search("password|key|secret", name, re.IGNORECASE) else f" (given: {item['input']!r})"
     message = item["msg"].removeprefix("Value error, ")
     return f"{name}: {message}{given if item['loc'] else ''}"

@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ),
     (
         "application",
-        frozenset(["app", "outbox", "read_models", "reconciler", "run", "runtime", "submit", "worker"]),
+        frozenset(["app", "callbacks", "outbox", "read_models", "reconciler", "run", "runtime", "submit", "worker"]),
     ),
     ("tables", frozenset({"tables"})),
     ("agents and web", frozenset({"agents", "web"})),

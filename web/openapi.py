@@ -192,6 +192,13 @@ def _schemas() -> dict[str, Any]:
         "index": whole, "url": ADDRESS, "content_type": text, "bytes": whole, "width": whole, "height": whole,
         "seed": whole, "digest": text, "recipe": loose,
     }  # fmt: skip
+    callback = {
+        "type": ["object", "null"],
+        "properties": {
+            "state": {"enum": ["pending", "delivered", "failed"]}, "attempts": whole, "next_at": TIME,
+            "ended_at": TIME, "last_error": {"type": ["string", "null"]},
+        },
+    }  # fmt: skip
     task = {
         **state, "text": text, "model": text, "family": text, "priority": text, "batch_size": whole, **drawn,
         "submitted_at": TIME, "started_at": TIME, "ended_at": TIME, "attempts": whole, "max_attempts": whole,
@@ -199,7 +206,8 @@ def _schemas() -> dict[str, Any]:
         "error": {"type": ["object", "null"]}, **links, "queue_position": {"type": ["integer", "null"]},
         "estimated_time": number, "recipe": _ref("Generate"), "timings": loose,
         "history": {"type": "array", "items": loose}, "cancel_requested": {"type": "boolean"}, "deadline_at": TIME,
-        "callback_url": {"type": ["string", "null"]}, "idempotency_key": {"type": ["string", "null"]}, "version": whole,
+        "callback_url": {"type": ["string", "null"]}, "callback": callback,
+        "idempotency_key": {"type": ["string", "null"]}, "version": whole,
     }  # fmt: skip
     tasks = {"tasks": {"type": "array", "items": _ref("Task")}, "next_before": {"type": ["string", "null"]}}
     outcome = {"enum": ["cancelled", "cancelling"]}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from streamapp import read_models
-from streamapp.db import ENDED, ImageRow, State, TaskRow
+from streamapp.db import ENDED, CallbackState, ImageRow, State, TaskRow
 from streamapp.recipe import recipe_body
 from streamapp.storage import Storage
 from streamapp.submit import Accepted
@@ -113,6 +113,22 @@ def recipe(row: TaskRow) -> dict[str, Any]:
     body = recipe_body(row.params, 0)
     body["params"]["batch_size"] = row.params.n
     return body
+
+
+def callback(row: TaskRow, sent: CallbackState | None) -> dict[str, Any] | None:
+    """How far the webhook of a task is: pending, delivered or failed; ``None`` when it has no ``callback_url``."""
+    if row.callback_url is None:
+        return None
+    if sent is None:
+        return {"state": "pending", "attempts": 0, "next_at": None, "ended_at": None, "last_error": None}
+    pending = sent.ended_at is None
+    return {
+        "state": "pending" if pending else "delivered" if sent.error is None else "failed",
+        "attempts": sent.attempts,
+        "next_at": iso(sent.next_at),
+        "ended_at": iso(sent.ended_at),
+        "last_error": sent.error,
+    }
 
 
 async def pictures(storage: Storage, rows: Sequence[ImageRow], *, recipes: bool = True) -> list[dict[str, Any]]:

@@ -7,11 +7,12 @@ from typing import Any
 
 from aiohttp import web
 
-from streamapp.db import State
+from streamapp.db import ENDED, State
+from streamapp.db.events import event_id
 from streamapp.errors import Conflict, InvalidRequest, NotFound
 from web.answers import API, ok
 from web.auth import USER
-from web.task_json import brief, pictures, state, whole
+from web.task_json import brief, callback, pictures, state, whole
 
 MAX_ID = 64
 MAX_PAGE = 200
@@ -86,7 +87,11 @@ async def show(app: Any, task_id: str, user: str) -> dict[str, Any]:
         raise _missing(task_id)
     images = (await runtime.tasks.images([task_id]))[task_id] if row.state is State.SUCCEEDED else []
     position = await runtime.tasks.position(row) if row.state is State.QUEUED else None
-    return whole(app, row, await pictures(runtime.storage, images), position=position)
+    sent = None
+    if row.callback_url is not None and row.state in ENDED:
+        sent = await runtime.delivery.callback_state(event_id(row.id, row.version))
+    shown = whole(app, row, await pictures(runtime.storage, images), position=position)
+    return {**shown, "callback": callback(row, sent)}
 
 
 def _id(task_id: str) -> str:

@@ -65,8 +65,9 @@ MEANING: dict[str, dict[str, str]] = {
     "Limits": {
         "lookahead": "Most jobs that one worker holds; priorities and fairness end where it ends.",
         "max_queued": "Above this many waiting tasks a submit is answered 429.",
-        "spool_bytes": "Finished pictures that one worker keeps while the storage is away; above it, nothing new is drawn.",
         "max_attempts": "After this many failed attempts a task goes to the dead letters.",
+        "fallback_models": "What draws a task of a family after its model failed for good, as `FAMILY=MODEL`, separated by "
+        "commas. A request may name another, or `none`; answer and recipe say what was drawn.",
         "max_images": "Most pictures of one task.",
         "max_prompt_chars": "Longest prompt.",
         "max_request_bytes": "Largest request body.",
@@ -74,9 +75,18 @@ MEANING: dict[str, dict[str, str]] = {
         "deadline_urgent": "A P0 or P1 task that has not started after this long expires.",
         "deadline_normal": "The same for P2 and P3.",
     },
-    "Web and logs": {
+    "Webhooks": {
+        "webhook_secret": "Secret that signs what is sent to a `callback_url`: `whsec_` and 24 to 64 bytes in base64. "
+        "Several, separated by commas, each sign, for a change of secrets. Not set: in embedded mode made up and kept in "
+        "`webhook-secret` of the data folder; elsewhere a `callback_url` is refused.",
+        "webhook_attempts": "How often delivery is tried, over 14 hours by default, before it is given up.",
+        "webhook_timeout": "Seconds that a receiver may take to answer.",
         "allow_private_callbacks": "Allow `callback_url` to point at private addresses.",
+    },
+    "Web and logs": {
         "api_keys": "Keys that the API accepts, separated by commas. Required when `STREAMAPP_HOST` is public.",
+        "operators": "Names of the API keys (`NAME:SECRET`) that see everybody's dead letters, and unreadable messages, and "
+        "may replay topics. Without keys everybody may.",
         "log_level": "Least severe line that is written; `debug` also lets Faust and the drivers speak.",
         "log_format": "`text` for people, `json` for a log store.",
     },

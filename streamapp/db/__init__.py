@@ -7,6 +7,7 @@ from streamapp.db.letters import DeadLetters, Letter
 from streamapp.db.registry import Registry
 from streamapp.db.rows import (
     Callback,
+    CallbackState,
     Cancel,
     DueTask,
     End,
@@ -29,6 +30,7 @@ __all__ = [
     "ENDED",
     "LIVE",
     "Callback",
+    "CallbackState",
     "Cancel",
     "Claims",
     "Database",

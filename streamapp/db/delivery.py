@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import Connection, delete, insert, or_, select, union_all, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, union_all, update
 from sqlalchemy.exc import IntegrityError
 
 from streamapp.db.claims import CANCELLED_ERROR, Claims, idle, orphaned, released
 from streamapp.db.database import Database
 from streamapp.db.endings import along, chunks, each, end_rows, lock_rows, update_tasks
-from streamapp.db.rows import Callback, DueTask, Event, Lost, Produced, task_row
+from streamapp.db.rows import Callback, CallbackState, DueTask, Event, Lost, Produced, task_row
 from streamapp.db.schema import callbacks, leases, now_ms, outbox, tasks
 from streamapp.db.states import LIVE, State
 
@@ -162,34 +165,83 @@ class Delivery:
         ids = await self._database.read(lambda connection: list(connection.scalars(union_all(*parts))))
         return await self._claims.expire(ids[:limit])
 
-    async def due_callbacks(self, limit: int, hold_s: float) -> list[Callback]:
-        """Webhooks to deliver now. They are not due again for ``hold_s`` seconds, in case this process dies."""
+    async def next_callback_in(self) -> float | None:
+        """Seconds until a webhook is due (0 or less: now), ``None`` when none waits. Only reads."""
         c = callbacks.c
+        first = select(c.next_at - now_ms()).where(c.next_at.is_not(None)).order_by(c.next_at).limit(1)
+        left = await self._database.read(lambda connection: connection.scalar(first))
+        return None if left is None else left / 1000
+
+    async def due_callbacks(
+        self, limit: int, hold_s: float, *, per_host: int | None = None, sending: Mapping[str, int] | None = None
+    ) -> list[Callback]:
+        """Claim webhooks to deliver now, oldest first: an attempt belongs to one process.
+
+        They are not due again for ``hold_s`` seconds, in case this process dies. With ``per_host``, hosts of which
+        ``sending`` (by :func:`host_of`) says that so many are on their way get no more: one that is slow does not
+        stand before the others.
+        """
+        c, taken = callbacks.c, Counter(sending or {})
+        full = [host for host, count in taken.items() if per_host is not None and count >= per_host]
         columns = (c.event_id, c.task_id, c.url, c.body, c.attempts, c.created_at)
-        oldest = select(*columns).where(c.next_at <= now_ms()).order_by(c.next_at).limit(limit)
+        oldest = select(*columns).where(c.next_at <= now_ms(), *(_elsewhere(host) for host in full))
+        oldest = oldest.order_by(c.next_at).limit(limit if per_host is None else limit * 4)
 
         def work(connection: Connection) -> list[Callback]:
-            rows = connection.execute(oldest.with_for_update(skip_locked=True)).all()
-            if rows:
+            hosts, chosen = taken.copy(), list[Callback]()
+            for row in connection.execute(oldest.with_for_update(skip_locked=True)):
+                host = host_of(row[2])
+                if len(chosen) < limit and (per_host is None or hosts[host] < per_host):
+                    hosts[host] += 1
+                    chosen.append(Callback(row[0], row[1], row[2], row[3].encode(), row[4] + 1, row[5]))
+            if chosen:
                 held = {c.next_at: now_ms() + int(hold_s * 1000), c.attempts: c.attempts + 1}
-                connection.execute(update(callbacks).where(c.event_id.in_(sorted(row[0] for row in rows))).values(held))
-            return [Callback(row[0], row[1], row[2], row[3].encode(), row[4] + 1, row[5]) for row in rows]
+                ids = sorted(call.event_id for call in chosen)
+                connection.execute(update(callbacks).where(c.event_id.in_(ids)).values(held))
+            return chosen
 
         return await self._database.write(work)
 
-    async def end_callback(self, event_id: str, error: str | None = None) -> None:
-        """A webhook is delivered, or given up with an ``error``."""
-        c = callbacks.c
-        ended = (
-            update(callbacks)
-            .where(c.event_id == event_id)
-            .values({c.next_at: None, c.ended_at: now_ms(), c.error: error})
-        )
-        await self._database.write(lambda connection: connection.execute(ended).rowcount)
+    async def end_callback(self, event_id: str, error: str | None = None, *, attempt: int | None = None) -> bool:
+        """A webhook is delivered, or given up with an ``error``; whether ``attempt`` was still the newest one."""
+        ended = {callbacks.c.next_at: None, callbacks.c.ended_at: now_ms(), callbacks.c.error: error}
+        return await self._set_callback(event_id, attempt, ended)
 
-    async def delay_callback(self, event_id: str, delay_s: float, error: str) -> None:
-        """A webhook failed: try again ``delay_s`` seconds from now."""
+    async def delay_callback(
+        self, event_id: str, delay_s: float, error: str, *, attempt: int | None = None, count: bool = True
+    ) -> bool:
+        """A webhook failed: try again ``delay_s`` seconds from now; whether ``attempt`` was still the newest one.
+
+        With ``count=False`` nothing was sent, and the attempt is taken back.
+        """
         c = callbacks.c
-        later = {c.next_at: now_ms() + int(delay_s * 1000), c.error: error}
-        statement = update(callbacks).where(c.event_id == event_id).values(later)
-        await self._database.write(lambda connection: connection.execute(statement).rowcount)
+        later: dict[Any, Any] = {c.next_at: now_ms() + int(delay_s * 1000), c.error: error}
+        if not count:
+            later[c.attempts] = c.attempts - 1
+        return await self._set_callback(event_id, attempt, later)
+
+    async def _set_callback(self, event_id: str, attempt: int | None, values: Mapping[Any, Any]) -> bool:
+        """Fenced by the number of the attempt: who comes back after his hold ran out changes nothing."""
+        statement = update(callbacks).where(callbacks.c.event_id == event_id).values(dict(values))
+        if attempt is not None:
+            statement = statement.where(callbacks.c.attempts == attempt, callbacks.c.ended_at.is_(None))
+        return await self._database.write(lambda connection: connection.execute(statement).rowcount == 1)
+
+    async def callback_state(self, event_id: str) -> CallbackState | None:
+        """How far the webhook of an event is; ``None`` when that event has none."""
+        c = callbacks.c
+        columns = (c.attempts, c.next_at, c.ended_at, c.error)
+        statement = select(*columns).where(c.event_id == event_id)
+        row = await self._database.read(lambda connection: connection.execute(statement).first())
+        return None if row is None else CallbackState(*row)
+
+
+def host_of(url: str) -> str:
+    """Scheme, host and port of a URL as they are spelled, in lower case."""
+    return re.split(r"(?<=[^:/])[/?#]", url, maxsplit=1)[0].lower()
+
+
+def _elsewhere(host: str) -> ColumnElement[bool]:
+    """Whether a webhook goes to another host than this one, of :func:`host_of`."""
+    start = func.lower(func.substr(callbacks.c.url, 1, len(host) + 1))
+    return start.not_in([host, *(host + mark for mark in "/?#")])

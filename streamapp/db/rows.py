@@ -207,6 +207,16 @@ class Callback:
 
 
 @dataclass(frozen=True, slots=True)
+class CallbackState:
+    """How far a webhook is, times in milliseconds: ``next_at`` is set until it is delivered or given up."""
+
+    attempts: int
+    next_at: int | None
+    ended_at: int | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRow:
     """A checkpoint that is known here; ``path`` is relative to its source, ``digest`` SHA-256 in hex or empty."""
 

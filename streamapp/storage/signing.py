@@ -8,10 +8,16 @@ import hmac
 import os
 import secrets
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 
-def load_secret(path: Path) -> bytes:
+def new_key() -> bytes:
+    """32 bytes at random."""
+    return secrets.token_bytes(32)
+
+
+def load_secret(path: Path, make: Callable[[], bytes] = new_key) -> bytes:
     """The key kept at ``path``, made on first use, readable by its owner only; processes that race get the same."""
     try:
         return path.read_bytes()
@@ -21,7 +27,7 @@ def load_secret(path: Path) -> bytes:
     descriptor, scratch = tempfile.mkstemp(prefix=".secret-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(32))
+            file.write(make())
             file.flush()
             os.fsync(file.fileno())
         with contextlib.suppress(FileExistsError):

@@ -139,10 +139,22 @@ def _check(asked: Submission, settings: Settings) -> None:
     if asked.callback_url is not None:
         if len(asked.callback_url) > 2_000:
             raise InvalidRequest("callback_url is longer than 2,000 characters", field="callback_url")
-        try:
-            GuardedClient(allow_private=settings.allow_private_callbacks).check(asked.callback_url)
-        except Refused as error:
-            raise InvalidRequest(f"callback_url: {error.message}", field="callback_url") from error
+        _check_callback(asked.callback_url, settings)
+
+
+def _check_callback(url: str, settings: Settings) -> None:
+    """What can be judged of a webhook without asking anybody; what its name resolves to is judged when it is sent."""
+    if not (settings.webhook_secret or settings.embedded):
+        raise InvalidRequest(
+            "callback_url: webhooks are signed and this service has no secret: "
+            "its operator has to set STREAMAPP_WEBHOOK_SECRET",
+            field="callback_url",
+        )
+    try:
+        GuardedClient(allow_private=settings.allow_private_callbacks).check(url)
+    except Refused as error:
+        hint = "" if error.details.get("host") is None else " (STREAMAPP_ALLOW_PRIVATE_CALLBACKS allows such addresses)"
+        raise InvalidRequest(f"callback_url: {error.message}{hint}", field="callback_url") from error
 
 
 async def _room(runtime: Runtime) -> None:
