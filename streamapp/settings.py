@@ -99,6 +99,7 @@ class Settings(BaseSettings):
     # Limits.
     lookahead: Count = 20_000
     max_queued: Count = 1_000_000
+    spool_bytes: Count = 256 * 1024**2
     max_attempts: Count = 3
     fallback_models: Annotated[Mapping[str, str], NoDecode] = {}
     max_images: int = Field(100, ge=1, le=100)
