@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
-import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from faust.types import AppT
 from faust.web.drivers.aiohttp import Web
 
 from streamapp import topics
+from streamapp.broker.security import faust_credentials
 from streamapp.errors import ConfigError, Unavailable
 from streamapp.records import DeadLetter
 from streamapp.settings import Settings, load_settings
@@ -210,7 +210,7 @@ def faust_settings(settings: Settings) -> dict[str, Any]:
     """What Faust is told, and why where it is not obvious."""
     return {
         "broker": "embedded://local" if settings.embedded else settings.broker,
-        "broker_credentials": _credentials(settings),
+        "broker_credentials": faust_credentials(settings),
         "broker_session_timeout": settings.session_timeout,
         "broker_heartbeat_interval": settings.heartbeat_interval,
         "broker_commit_interval": settings.commit_interval,
@@ -244,26 +244,6 @@ def faust_settings(settings: Settings) -> dict[str, Any]:
         "logging_config": logging_config(settings),
         "worker_redirect_stdouts": False,
     }
-
-
-def _credentials(settings: Settings) -> Any:
-    """Faust's form of the Kafka security settings; ``None`` for a plain connection."""
-    protocol = settings.kafka_security_protocol
-    if protocol == "PLAINTEXT":
-        return None
-    context = None
-    if protocol in {"SSL", "SASL_SSL"}:
-        ca_file = settings.kafka_ca_file
-        context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
-    if protocol == "SSL":
-        return faust.SSLCredentials(context)
-    password = settings.kafka_password
-    return faust.SASLCredentials(
-        username=settings.kafka_username,
-        password=None if password is None else password.get_secret_value(),
-        ssl_context=context,
-        mechanism=settings.kafka_sasl_mechanism or "PLAIN",
-    )
 
 
 def _module(name: str) -> Any:

@@ -9,9 +9,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.servers.certificate import self_signed
 from tests.servers.install import ATTEMPTS, Missing, cache_folder, command, exclusive, program
 from tests.servers.process import Server, free_port
 
+USER, PASSWORD = "streamapp", "correct-horse"
 POM = Path(__file__).with_name("pom.xml")
 JAVA_OTHERWISE = (
     "Install Java 17 or newer and Maven (Debian: default-jre-headless maven; macOS: brew install openjdk maven)."
@@ -20,11 +22,16 @@ JAVA_OTHERWISE = (
 PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},SECURE://127.0.0.1:{secure},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SECURE://127.0.0.1:{secure}
 controller.listener.names=CONTROLLER
 controller.quorum.bootstrap.servers=127.0.0.1:{controller}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL
+listener.name.secure.ssl.keystore.type=PEM
+listener.name.secure.ssl.keystore.location={keystore}
+listener.name.secure.sasl.enabled.mechanisms=PLAIN
+listener.name.secure.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required \\
+  user_{user}="{password}";
 log.dirs={logs}
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4
@@ -93,6 +100,7 @@ class Kafka(Server):
     def __init__(self, folder: Path | None = None) -> None:
         super().__init__(folder)
         self._controller = free_port()
+        self._secure = free_port()
         self._java: Path | None = None
         self._jars: Path | None = None
 
@@ -105,6 +113,18 @@ class Kafka(Server):
     def url(self) -> str:
         """The broker as ``STREAMAPP_BROKER`` takes it."""
         return f"kafka://{self.bootstrap}"
+
+    @property
+    def secure(self) -> dict[str, str]:
+        """The environment that reaches the same broker over TLS, with a user and a password."""
+        return {
+            "STREAMAPP_BROKER": f"kafka://localhost:{self._secure}",
+            "STREAMAPP_KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+            "STREAMAPP_KAFKA_SASL_MECHANISM": "PLAIN",
+            "STREAMAPP_KAFKA_USERNAME": USER,
+            "STREAMAPP_KAFKA_PASSWORD": PASSWORD,
+            "STREAMAPP_KAFKA_CA_FILE": str(self.folder / "ca.pem"),
+        }
 
     def tool(self, main: str, *arguments: str, within: float = 120) -> str:
         """Run one of Kafka's own tools by its main class; what it printed."""
@@ -120,7 +140,19 @@ class Kafka(Server):
         return self.folder / "server.properties"
 
     def _prepare(self) -> None:
-        values = {"port": self.port, "controller": self._controller, "logs": self.folder / "logs"}
+        keystore = self.folder / "broker.pem"
+        key, certificate = self_signed("localhost", "127.0.0.1")
+        keystore.write_bytes(key + certificate)
+        (self.folder / "ca.pem").write_bytes(certificate)
+        values = {
+            "port": self.port,
+            "controller": self._controller,
+            "secure": self._secure,
+            "logs": self.folder / "logs",
+            "keystore": keystore,
+            "user": USER,
+            "password": PASSWORD,
+        }
         self._properties.write_text(PROPERTIES.format(**values))
         cluster = self.tool("kafka.tools.StorageTool", "random-uuid").strip().splitlines()[-1]
         self.tool("kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", str(self._properties))
