@@ -52,6 +52,7 @@ def _as_it_ended(event: TaskEvent) -> dict[str, Any]:
     """The task was queued again since: what this webhook is about, from its own record."""
     return {
         "status": event.event,
+        "progress": 0.0,  # only what brought no picture is queued again
         "ended_at": iso(event.at),
         "timings": dict(event.seconds),
         "error": None if event.error is None else {"code": event.error, "message": event.error},

@@ -14,6 +14,7 @@ import pytest
 from streamapp import callbacks as module
 from streamapp.db import Callback, Claims, State, Tasks
 from streamapp.errors import NotFound, Unavailable
+from streamapp.guarded import Answer
 from tests.callbacks.conftest import KEY, NOW, Desk, Receiver, until
 from tests.db.support import claim, end, new, shift
 
@@ -112,7 +113,7 @@ async def test_retry_after_delays_but_never_hastens(desk: Desk, receiver: Receiv
 
 def test_pauses_grow_to_four_hours_and_vary_by_a_fifth() -> None:
     def pause(attempt: int, vary: Any = lambda low, high: 1.0) -> float | None:
-        return module.judge(module.Answer(500, {}, b""), attempt, 10, vary).after_s
+        return module.judge(Answer(500, {}, b""), attempt, 10, vary).after_s
 
     assert [pause(attempt) for attempt in range(1, 11)] == [5, 20, 80, 320, 1280, 5120, 14400, 14400, 14400, None]
     assert pause(1, lambda low, high: low) == pytest.approx(4)
