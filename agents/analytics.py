@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
 
 from streamapp import topics
+from streamapp.dead import dropped
 from streamapp.errors import BadMessage, Unavailable
-from streamapp.records import TaskEvent, ThroughputCount, decode
+from streamapp.records import TaskEvent, ThroughputCount, check_time, decode
 from streamapp.telemetry import get_logger
 from tables.throughput_windows import Window
 
@@ -34,9 +35,11 @@ class Analytics:
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._swept: dict[int, int] = {}
 
-    def take(self, raw: bytes | None, partition: int, offset: int) -> None:
+    def take(self, raw: bytes | None, partition: int, offset: int, *, now: int | None = None) -> None:
         """Count one event; raises ``BadMessage`` for one that cannot be read. Call inside stream iteration."""
         event = decode(TaskEvent, raw)
+        if now is not None:
+            check_time(event.at, now)
         if event.event_id in self._seen:
             return
         self._seen[event.event_id] = None
@@ -113,9 +116,9 @@ def attach(app: Any) -> None:
         async for event in stream.events():
             message = event.message
             try:
-                analytics.take(event.value, message.partition, message.offset)
+                analytics.take(event.value, message.partition, message.offset, now=app.runtime.clock.now())
             except BadMessage as error:
-                log.warning(error.message, action="bad_message", topic=topics.TASK_EVENTS, offset=message.offset)
+                dropped(app.counters, topics.TASK_EVENTS, error)
             yield
 
     @app.timer(1.0, name="throughput_totals")  # type: ignore[untyped-decorator]

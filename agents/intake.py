@@ -19,7 +19,8 @@ from streamapp.telemetry import get_logger
 from streamapp.worker.backlog import Receipt
 
 log = get_logger(__name__)
-RAW_KEPT = 8 * 1024
+#: Bytes of an unreadable message that its letter keeps: in base64 they still fit into one record of 1 MiB.
+RAW_KEPT = 512 * 1024
 
 
 def attach(app: Any) -> None:
@@ -57,14 +58,15 @@ async def receive(app: Any, event: Any) -> None:
     except BadMessage as error:
         await app.dead_letter(
             DeadLetter(
-                task_id="",  # not known
+                task_id=None,
                 topic=tp.topic,
                 partition=tp.partition,
                 offset=message.offset,
                 reason=str(error.details.get("reason", error.code)),
                 message=error.message,
                 at=app.runtime.clock.now(),
-                raw=base64.b64encode(event.value[:RAW_KEPT]).decode() if event.value else None,
+                raw=None if event.value is None else base64.b64encode(event.value[:RAW_KEPT]).decode(),
+                size=None if event.value is None else len(event.value),
             )
         )
         log.warning(error.message, action="bad_message", topic=tp.topic, partition=tp.partition, offset=message.offset)

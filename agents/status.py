@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
 
 from streamapp import topics
+from streamapp.dead import dropped
 from streamapp.errors import BadMessage
-from streamapp.records import WorkerStatus, decode
+from streamapp.records import WorkerStatus, check_time, decode
 from streamapp.telemetry import get_logger
 from tables.lora_state import LoraState
 from tables.worker_backlog import WorkerBacklog
@@ -34,9 +35,10 @@ def attach(app: Any) -> None:
                     app.read_models.worker_backlog,
                     app.read_models.lora_state,
                     silence_ms=int(app.settings.worker_silence * 1000),
+                    now=app.runtime.clock.now(),
                 )
             except BadMessage as error:
-                log.warning(error.message, action="bad_message", topic=topics.WORKER_STATUS)
+                dropped(app.counters, topics.WORKER_STATUS, error)
             yield
 
 
@@ -46,9 +48,12 @@ def take(
     lora_state: MutableMapping[str, LoraState],
     *,
     silence_ms: int,
+    now: int | None = None,
 ) -> None:
     """Write one status; delete the worker that says it is gone and those silent for ``silence_ms``."""
     status = decode(WorkerStatus, raw, limit=1024 * 1024)
+    if now is not None:
+        check_time(status.at, now)
     key = status.worker_id
     known = backlog.get(key)
     if known is not None and known.at > status.at:

@@ -7,8 +7,9 @@ from typing import Any
 
 from agents.analytics import WINDOWS
 from streamapp import topics
+from streamapp.dead import dropped
 from streamapp.errors import BadMessage
-from streamapp.records import ThroughputCount, decode
+from streamapp.records import ThroughputCount, check_time, decode
 from streamapp.telemetry import get_logger
 from tables.throughput import Throughput
 
@@ -26,9 +27,9 @@ def attach(app: Any) -> None:
     async def totals(stream: Any) -> AsyncIterator[None]:
         async for event in stream.events():
             try:
-                take(event.value, app.read_models.throughput, swept)
+                take(event.value, app.read_models.throughput, swept, now=app.runtime.clock.now())
             except BadMessage as error:
-                log.warning(error.message, action="bad_message", topic=topics.THROUGHPUT_TOTALS)
+                dropped(app.counters, topics.THROUGHPUT_TOTALS, error)
             yield
 
 
@@ -38,9 +39,11 @@ class Swept:
     minute = 0
 
 
-def take(raw: bytes | None, table: MutableMapping[str, Throughput], swept: Swept) -> None:
+def take(raw: bytes | None, table: MutableMapping[str, Throughput], swept: Swept, *, now: int | None = None) -> None:
     """Write one absolute value; once per minute delete windows that are too old."""
     count = decode(ThroughputCount, raw)
+    if now is not None:
+        check_time(count.start, now)
     if count.window not in WINDOWS:
         raise BadMessage(f"window {count.window!r} is not known here", reason="fields")
     table[count.key] = Throughput(start=count.start, count=count.model_dump(mode="json"))

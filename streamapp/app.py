@@ -46,6 +46,7 @@ WEB = (
     "web.auth",
     "web.generate",
     "web.tasks",
+    "web.dead_letters",
     "web.events",
     "web.callbacks",
     "web.files",

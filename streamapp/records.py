@@ -6,15 +6,24 @@ they do not know, so a newer writer does not stop an older reader; an unknown ma
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from streamapp.errors import BadMessage
-from streamapp.generation import GenerationParams, LoraRef
+from streamapp.generation import GenerationParams, LoraRef, Priority
 
 R = TypeVar("R", bound="WireRecord")
+
+#: What a foreign record may say without breaking sums, columns or JSON of ours.
+Moment = Annotated[int, Field(ge=0, lt=2**53)]  # ms since 1970
+Offset = Annotated[int, Field(ge=0, lt=2**63)]
+Partition = Annotated[int, Field(ge=0, lt=2**31)]
+Amount = Annotated[int, Field(ge=0, le=10**9)]
+Span = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]  # seconds
+#: Clocks of hosts differ; a record from further ahead than this is wrong, and would make all others look old. In ms.
+AHEAD = 3_600_000
 
 
 class WireRecord(BaseModel):
@@ -58,21 +67,31 @@ def decode(record: type[R], raw: bytes | None, *, limit: int = 64 * 1024) -> R:
         raise BadMessage(f"{record.KIND}: {where}: {error.errors()[0]['msg']}", reason="fields") from error
 
 
+def check_time(at: int, now: int) -> None:
+    """Refuse a record from the future (ms): tables forget what is old next to the newest record.
+
+    Raises:
+        BadMessage: ``at`` is more than an hour after ``now``.
+    """
+    if at > now + AHEAD:
+        raise BadMessage("the message is from the future", reason="future")
+
+
 class TaskMessage(WireRecord):
     """One task on its family's topic: references only, never pictures. The row is the truth; this is delivery."""
 
     KIND: ClassVar[str] = "task"
 
-    task_id: str
+    task_id: str = Field(min_length=1, max_length=64)
     user_id: str
     family: str
     model: str
     loras: tuple[LoraRef, ...] = ()
     params: GenerationParams
-    priority: int
-    cost: float  # estimated GPU-seconds, for backlog sums and routing
-    submitted_at: int  # ms
-    deadline_at: int | None = None  # ms
+    priority: Priority
+    cost: Span  # estimated GPU-seconds, for backlog sums and routing
+    submitted_at: Moment  # ms
+    deadline_at: Moment | None = None  # ms
     trace: str | None = None  # W3C traceparent
 
 
@@ -81,8 +100,8 @@ class ModelLoad(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    jobs: int
-    seconds: float
+    jobs: Amount
+    seconds: Span
 
 
 class WorkerStatus(WireRecord):
@@ -92,24 +111,24 @@ class WorkerStatus(WireRecord):
 
     worker_id: str
     host: str
-    pid: int
-    port: int  # of its own views
+    pid: Offset
+    port: Offset  # of its own views
     role: str
     families: tuple[str, ...]
     device: str
     engine: str  # starting, ready, restarting, failed, closed
     state: str  # running, draining, gone
-    started_at: int  # ms
-    at: int  # ms, of this status
-    running: int = 0  # samples in the engine
-    jobs: int = 0  # jobs held, waiting and running
+    started_at: Moment  # ms
+    at: Moment  # ms, of this status
+    running: Amount = 0  # samples in the engine
+    jobs: Amount = 0  # jobs held, waiting and running
     full: bool = False
     backlog: dict[str, ModelLoad] = {}
-    partitions: dict[str, tuple[int, ...]] = {}  # task topic -> partitions owned
+    partitions: dict[str, tuple[Partition, ...]] = {}  # task topic -> partitions owned
     checkpoints: dict[str, str] = {}  # resident name -> tier
     loras: dict[str, str] = {}
-    done: int = 0
-    failed: int = 0
+    done: Amount = 0
+    failed: Amount = 0
 
 
 class TaskEvent(WireRecord):
@@ -120,16 +139,16 @@ class TaskEvent(WireRecord):
     event_id: str
     task_id: str
     event: str  # submitted | started | succeeded | failed | cancelled | expired
-    at: int  # ms
+    at: Moment  # ms
     user_id: str
     family: str
     model: str
     worker_id: str | None = None
     shape: str  # "128x128", as drawn
     with_lora: bool = False
-    images: int = 0
-    steps: int = 0
-    seconds: dict[str, float] = {}  # queue, load, encode, denoise, decode, post
+    images: Amount = 0
+    steps: Amount = 0
+    seconds: dict[str, Span] = {}  # queue, load, encode, denoise, decode, post
     error: str | None = None
 
 
@@ -138,13 +157,13 @@ class DeadLetter(WireRecord):
 
     KIND: ClassVar[str] = "dead_letter"
 
-    task_id: str | None
+    task_id: str | None = None  # of a message that nobody could read
     topic: str
-    partition: int
-    offset: int
+    partition: Partition
+    offset: Offset
     reason: str
     message: str
-    at: int  # ms
+    at: Moment  # ms
     attempts: int = 0
     history: tuple[dict[str, object], ...] = ()
     raw: str | None = None  # base64 of a message that could not be read, cut at 512 KiB
@@ -157,16 +176,16 @@ class ThroughputCount(WireRecord):
     KIND: ClassVar[str] = "throughput_count"
 
     window: str  # "minute" | "hour"
-    start: int  # ms
+    start: Moment  # ms
     family: str
     shape: str
     with_lora: bool
-    partition: int
-    submitted: int = 0
-    finished: int = 0
-    failed: int = 0
-    images: int = 0
-    steps: int = 0
+    partition: Partition
+    submitted: Offset = 0
+    finished: Offset = 0
+    failed: Offset = 0
+    images: Offset = 0
+    steps: Offset = 0
     seconds: dict[str, float] = {}
 
     @property

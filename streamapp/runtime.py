@@ -13,7 +13,7 @@ import faust.types
 from streamapp.broker.admin import Admin, open_admin
 from streamapp.broker.record import TP
 from streamapp.clock import Clock
-from streamapp.db import Claims, Database, Delivery, Registry, Tasks, open_database, upgrade
+from streamapp.db import Claims, Database, DeadLetters, Delivery, Registry, Tasks, open_database, upgrade
 from streamapp.errors import Unavailable
 from streamapp.models import catalogue
 from streamapp.outbox import Outbox, open_outbox
@@ -41,6 +41,7 @@ class Runtime:
     tasks: Tasks
     delivery: Delivery
     claims: Claims
+    letters: DeadLetters
     registry: Registry
     shelf: Shelf
     storage: Storage
@@ -109,6 +110,7 @@ async def open_runtime(app: StreamApp) -> Runtime:
         tasks=tasks,
         delivery=delivery,
         claims=claims,
+        letters=DeadLetters(database),
         registry=registry,
         shelf=Shelf(registry),
         storage=storage,

@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     max_queued: Count = 1_000_000
     spool_bytes: Count = 256 * 1024**2
     max_attempts: Count = 3
-    fallback_models: Annotated[Mapping[str, str], NoDecode] = {}
+    fallback_models: Annotated[tuple[str, ...], NoDecode] = ()
     max_images: int = Field(100, ge=1, le=100)
     max_prompt_chars: Count = 4_000
     max_request_bytes: Count = 1024 * 1024
@@ -115,28 +115,33 @@ class Settings(BaseSettings):
     webhook_timeout: Seconds = 15.0
     allow_private_callbacks: bool = False
 
+    # Where models are fetched from; mirrors of a site speak its API.
+    civitai_url: str = "https://civitai.com"
+    civitai_token: SecretStr | None = None
+    hub_url: str = "https://huggingface.co"
+    hub_token: SecretStr | None = None
+    allow_private_sources: bool = False
+
     # Web.
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     operators: Annotated[tuple[str, ...], NoDecode] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
-    @field_validator("families", "api_keys", "operators", "webhook_secret", mode="before")
+    @field_validator("families", "api_keys", "operators", "fallback_models", "webhook_secret", mode="before")
     @classmethod
     def split_commas(cls, value: Any) -> Any:
         """``sd15,flux`` in the environment, a list in TOML."""
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("fallback_models", mode="before")
+    @field_validator("fallback_models")
     @classmethod
-    def split_pairs(cls, value: Any) -> Any:
-        """``sd15=pocket,flux=schnell`` in the environment, a table in TOML."""
-        if not isinstance(value, str):
-            return value
-        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
-        if not all(name.strip() and model.strip() for name, _, model in pairs):
-            raise ValueError("must be FAMILY=MODEL, several separated by commas")
-        return {name.strip(): model.strip() for name, _, model in pairs}
+    def pairs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """``sd15=pocket,flux=schnell``, each family once."""
+        families = [part.partition("=")[0] for part in value]
+        if not all(re.fullmatch(r"[^=]+=.+", part) for part in value) or len(set(families)) != len(families):
+            raise ValueError("must be FAMILY=MODEL, each family once, separated by commas")
+        return value
 
     @field_validator("broker")
     @classmethod
@@ -230,6 +235,10 @@ class Settings(BaseSettings):
     def log_path(self) -> Path:
         """The embedded broker's log file."""
         return self.data_path / "broker.db"
+
+    def fallback_model(self, family: str) -> str | None:
+        """What draws a task of this family when its own model failed for good."""
+        return dict(part.split("=", 1) for part in self.fallback_models).get(family)
 
     @property
     def task_partitions(self) -> int:

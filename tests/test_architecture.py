@@ -35,7 +35,9 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ),
     (
         "application",
-        frozenset(["app", "callbacks", "outbox", "read_models", "reconciler", "run", "runtime", "submit", "worker"]),
+        frozenset(
+            ["app", "callbacks", "dead", "outbox", "read_models", "reconciler", "run", "runtime", "submit", "worker"]
+        ),
     ),
     ("tables", frozenset({"tables"})),
     ("agents and web", frozenset({"agents", "web"})),

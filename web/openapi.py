@@ -51,9 +51,10 @@ def build() -> dict[str, Any]:
         "security": [{}, {"bearer": []}, {"key": []}],
         "tags": [
             {"name": "tasks", "description": "Submit, look, follow, cancel."},
+            {"name": "dead letters", "description": "What could not be worked off: look, replay, drop."},
             {"name": "service", "description": "Models, workers, health."},
         ],
-        "paths": {**_tasks(), **_service()},
+        "paths": {**_tasks(), **_letters(), **_service()},
         "components": {
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
@@ -100,6 +101,47 @@ def _tasks() -> dict[str, Any]:
         f"{API}/image/tasks": {"get": many},
         path: {"parameters": [TASK], "get": one, "delete": cancel},
         f"{path}/events": {"parameters": [TASK], "get": events},
+    }
+
+
+def _letters() -> dict[str, Any]:
+    path = f"{API}/dead_letters"
+    item = {"name": "letter_id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 200}}
+    text, loose = {"type": "string"}, {"type": "object"}
+    letter = _object({"id": text, "state": {"enum": ["open", "replayed", "dropped"]}, "reason": text, "message": text})
+    page = _object({"letters": {"type": "array", "items": letter}, "next_before": {"type": ["string", "null"]}})
+    many = _operation(
+        "dead letters", "List dead letters", "Newest first; without the bytes of messages.", _in_data(page), 400
+    )
+    states = {"enum": ["open", "replayed", "dropped", "all"], "default": "open"}
+    many["parameters"] = [
+        {"name": "state", "in": "query", "schema": states},
+        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}},
+        {"name": "before", "in": "query", "description": "`next_before` of a page.", "schema": text},
+    ]
+    one = _operation(
+        "dead letters", "Show a dead letter", "With its history, or its bytes in base64.", _in_data(letter), 404
+    )
+    done = _in_data(_object({"id": text, "outcome": {"enum": ["replayed", "dropped"]}}))
+    again = _operation(
+        "dead letters", "Replay a dead letter", "The same task id, attempts counted from zero.", done, 404, 409
+    )
+    drop = _operation("dead letters", "Drop a dead letter", "Its task stays failed, and says so.", done, 404, 409)
+    counts = "Read topics again and queue tasks that failed or expired; the answer counts."
+    walk = _operation("dead letters", "Replay topics", counts, _in_data(loose), 400, 403)
+    fields = {
+        "since": {"type": "string", "examples": ["2026-11-23T08:30:00Z", "2h"]},
+        "topics": {"type": "array", "items": text},
+        "cancelled": {"type": "boolean", "default": False},
+        "dry_run": {"type": "boolean", "default": False},
+    }
+    body = {"type": "object", "properties": fields, "required": ["since"], "additionalProperties": False}
+    walk["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    return {
+        path: {"get": many},
+        f"{path}/{{letter_id}}": {"parameters": [item], "get": one, "delete": drop},
+        f"{path}/{{letter_id}}/replay": {"parameters": [item], "post": again},
+        f"{API}/replay": {"post": walk},
     }
 
 
@@ -158,7 +200,7 @@ def _operation(tag: str, summary: str, description: str, answer: dict[str, Any],
 
 REFUSALS = {
     400: "Something cannot be done as asked; the message says what to change.",
-    403: "The address is not signed by this service, or no longer valid.",
+    403: "The address is not signed by this service or no longer valid, or this is for operators only.",
     404: "There is no such thing.",
     409: "It is not in a state that allows this, or a recipe's weights are others by now.",
     413: "The request is too large.",

@@ -51,6 +51,9 @@ class Admin(Protocol):
     async def bounds(self, topics: Iterable[str]) -> dict[TP, tuple[int, int]]:
         """``(first, end)`` per partition: the oldest offset still there and the one the next record gets."""
 
+    async def offsets_since(self, topics: Iterable[str], at: int) -> dict[TP, int]:
+        """Per partition the oldest offset written at or after ``at`` (ms since 1970); its end where there is none."""
+
     async def read(self, topic: str, partition: int, start: int, limit: int) -> list[Record]:
         """At most ``limit`` records from offset ``start`` on; ``NotFound`` for an unknown partition."""
 

@@ -158,6 +158,19 @@ class KafkaAdmin:
         firsts, ends = await reader.beginning_offsets(tps), await reader.end_offsets(tps)
         return {TP(*tp): (firsts[tp], ends[tp]) for tp in tps}
 
+    async def offsets_since(self, topics: Iterable[str], at: int) -> dict[TP, int]:
+        """Where a time begins."""
+        return await self._ask(self._offsets_since(list(topics), at))
+
+    async def _offsets_since(self, topics: list[str], at: int) -> dict[TP, int]:
+        bounds = await self._bounds(topics)
+        if not bounds:
+            return {}
+        reader = await self._reader()
+        found = await reader.offsets_for_times({TopicPartition(*tp): at for tp in bounds})
+        starts = {TP(*tp): place.offset for tp, place in found.items() if place is not None}
+        return {tp: starts.get(tp, end) for tp, (_, end) in bounds.items()}
+
     async def read(self, topic: str, partition: int, start: int, limit: int) -> list[Record]:
         """Old records; ends early where the partition does."""
         return await self._ask(self._read(TopicPartition(topic, partition), start, limit))

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from streamapp.cli import models, operate, service, tasks
+from streamapp.cli import dead, models, operate, service, tasks
 from streamapp.errors import AppError, ConfigError, InvalidRequest, NotFound
 
 #: Exit codes beside 0 and tasks.NO_PICTURE, as docs/operations.md lists them; 2 is click's own for wrong usage.
@@ -87,7 +87,8 @@ for command in (
     models.models,
     models.loras,
     operate.status,
-    operate.replay,
+    dead.dead,
+    dead.replay,
     operate.topics,
     operate.db,
     operate.settings,

@@ -38,7 +38,7 @@ def with_client(call: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     return run
 
 
-def open_client(url: str | None) -> Client:
+def open_client(url: str | None, *, timeout_s: float = 30.0) -> Client:
     """A client of the service at ``url``, or of the one that the settings of this shell describe."""
     from streamapp.client import Client
     from streamapp.settings import load_settings
@@ -49,7 +49,7 @@ def open_client(url: str | None) -> Client:
     # Bound to every address, the service is reached by the loopback one.
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(settings.host, settings.host)  # noqa: S104
     key = settings.api_keys[0].get_secret_value() if settings.api_keys else None
-    return Client(url or f"http://{host}:{settings.port}", api_key=key)
+    return Client(url or f"http://{host}:{settings.port}", api_key=key, timeout_s=timeout_s)
 
 
 def print_json(value: Any) -> None:

@@ -137,31 +137,6 @@ async def prepare(settings: Settings) -> None:
 
 
 @click.command()
-@click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID…")
-def replay(task_ids: tuple[str, ...]) -> None:
-    """Queue ended tasks again, as after repairing what made them fail.
-
-    Works on the database of the settings; the running service finds them there.
-    """
-    from streamapp.db import Tasks, open_database
-    from streamapp.settings import load_settings
-
-    async def work() -> dict[str, bool]:
-        database = open_database(load_settings().database_url)
-        await database.start()
-        try:
-            return {task_id: await Tasks(database).replay(task_id) for task_id in task_ids}
-        finally:
-            await database.close()
-
-    done = asyncio.run(work())
-    for task_id, queued in done.items():
-        click.echo(f"{task_id} {'queued again' if queued else 'left alone: unknown, live, or drawn already'}")
-    if not all(done.values()):
-        raise SystemExit(1)
-
-
-@click.command()
 @json_option
 @click.option("--markdown", is_flag=True, help="Print the reference table of docs/settings.md instead.")
 def settings(as_json: bool, markdown: bool) -> None:

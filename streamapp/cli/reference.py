@@ -67,7 +67,7 @@ MEANING: dict[str, dict[str, str]] = {
         "max_queued": "Above this many waiting tasks a submit is answered 429.",
         "spool_bytes": "Finished pictures that one worker keeps while the storage is away; above it, nothing is drawn.",
         "max_attempts": "After this many failed attempts a task goes to the dead letters.",
-        "fallback_models": "What draws a task of a family after its model failed for good, as `FAMILY=MODEL`, separated by "
+        "fallback_models": "What draws a task of a family after its model failed for good: `FAMILY=MODEL`, separated by "
         "commas. A request may name another, or `none`; answer and recipe say what was drawn.",
         "max_images": "Most pictures of one task.",
         "max_prompt_chars": "Longest prompt.",
@@ -84,10 +84,17 @@ MEANING: dict[str, dict[str, str]] = {
         "webhook_timeout": "Seconds that a receiver may take to answer.",
         "allow_private_callbacks": "Allow `callback_url` to point at private addresses.",
     },
+    "Sources of models": {
+        "civitai_url": "Civitai, or a mirror that speaks its API.",
+        "civitai_token": "API key of a Civitai account, for what is shown to known people only; sent to that host alone.",
+        "hub_url": "The Hugging Face Hub, or a mirror that speaks its API.",
+        "hub_token": "Access token of a Hub account, for gated and private repositories; sent to that host alone.",
+        "allow_private_sources": "Allow mirrors, and what they redirect to, at private addresses.",
+    },
     "Web and logs": {
         "api_keys": "Keys that the API accepts, separated by commas. Required when `STREAMAPP_HOST` is public.",
-        "operators": "Names of the API keys (`NAME:SECRET`) that see everybody's dead letters, and unreadable messages, and "
-        "may replay topics. Without keys everybody may.",
+        "operators": "Names of the API keys (`NAME:SECRET`) that see everybody's dead letters and unreadable messages, "
+        "and may replay topics. Without keys everybody may.",
         "log_level": "Least severe line that is written; `debug` also lets Faust and the drivers speak.",
         "log_format": "`text` for people, `json` for a log store.",
     },

@@ -86,7 +86,7 @@ class DeadLetters:
         return await self._database.read(lambda connection: {row[0]: row[1] for row in connection.execute(counted)})
 
     async def replay(self, ids: Collection[str], user_id: str | None = None) -> dict[str, str]:
-        """Queue the tasks of open letters again; by letter ``replayed``, ``missing``, ``unreadable`` or why not."""
+        """Queue the tasks of open letters again; by letter ``replayed``, or ``missing``, ``unreadable``, ``already …``."""
 
         def work(connection: Connection) -> dict[str, str]:
             found = _find(connection, ids, user_id)
@@ -97,7 +97,7 @@ class DeadLetters:
         return await self._database.write(work) if ids else {}
 
     async def drop(self, ids: Collection[str], user_id: str | None = None) -> dict[str, str]:
-        """Close open letters for good; by letter ``dropped``, ``missing`` or the state it has. The rows say so."""
+        """Close open letters for good; by letter ``dropped``, or ``missing``, ``already …``. The rows say so."""
 
         def work(connection: Connection) -> dict[str, str]:
             found = _find(connection, ids, user_id)
@@ -107,7 +107,7 @@ class DeadLetters:
                 closed = update(dead_letters).where(_C.id.in_(chosen), _C.state == OPEN)
                 connection.execute(closed.values({_C.state: DROPPED, _C.ended_at: now}))
                 _note_drop(connection, [found[i].task_id for i in chosen if found[i].task_id is not None], now)
-            return {i: "missing" if i not in found else DROPPED if i in chosen else found[i].state for i in ids}
+            return {i: DROPPED if i in chosen else _why_not(found.get(i)) for i in ids}
 
         return await self._database.write(work) if ids else {}
 
@@ -166,7 +166,7 @@ def _find(connection: Connection, ids: Collection[str], user_id: str | None) -> 
 def _why_not(row: Any) -> str:
     if row is None:
         return "missing"
-    return "unreadable" if row.task_id is None else str(row.state)
+    return "unreadable" if row.state == OPEN else f"already {row.state}"
 
 
 def _note_drop(connection: Connection, task_ids: Collection[str], now: int) -> None:
@@ -175,7 +175,8 @@ def _note_drop(connection: Connection, task_ids: Collection[str], now: int) -> N
     c = tasks.c
     for row in rows.values():
         note = {"code": DROPPED, "message": "dropped from the dead letters: it stays failed", "at": now}
-        values: dict[Any, Any] = {c.history: dump([*row.history, note][-HISTORY:]), c.version: c.version + 1}
+        # The version stays: it names the event, and the callback, of the end.
+        values: dict[Any, Any] = {c.history: dump([*row.history, note][-HISTORY:])}
         connection.execute(update_tasks([row.id]).where(c.state == State.FAILED).values(values))
 
 

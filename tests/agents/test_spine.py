@@ -109,6 +109,14 @@ async def test_what_nobody_can_read_becomes_a_dead_letter_and_holds_up_nobody(st
             return bool(service.app.counters.get("dead_letters") == 4)
 
         await service.until(counted)
+
+        async def listed() -> bool:
+            return len(await service.app.runtime.letters.page()) == 4
+
+        await service.until(listed)
+        assert {letter.raw for letter in await service.app.runtime.letters.page()} >= {"AP8=", None}
+        counters = service.app.counters
+        assert (counters["dropped_worker_status"], counters["dropped_task_events"]) == (1, 1)
         await service.until(lambda: committed(service))
 
 

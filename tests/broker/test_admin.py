@@ -54,6 +54,14 @@ async def test_bounds_offsets_and_records_after_some_work(broker: Broker) -> Non
         ]
         assert found[0].headers == (("trace", b"t"),)
         assert found[0].timestamp > 1_600_000_000_000, "milliseconds"
+        second = found[0].timestamp
+        written = [record.timestamp for record in await admin.read(broker.jobs, 0, 0, 10)]
+        first = min(offset for offset, at in enumerate(written) if at >= second)
+        assert await admin.offsets_since([broker.jobs, "missing"], second) == {
+            TP(broker.jobs, 0): first,
+            TP(broker.jobs, 1): 0,
+        }
+        assert (await admin.offsets_since([broker.jobs], second + 3_600_000))[TP(broker.jobs, 0)] == 3
         assert len(await admin.read(broker.jobs, 0, 0, 2)) == 2
         assert await admin.read(broker.jobs, 0, 3, 10) == []
         assert await admin.read(broker.jobs, 1, 0, 10) == []

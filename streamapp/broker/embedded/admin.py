@@ -68,6 +68,11 @@ class EmbeddedAdmin:
         log = self._ensure()
         return {tp: log.bounds(tp) for tp in self._tps(topics)}
 
+    async def offsets_since(self, topics: Iterable[str], at: int) -> dict[TP, int]:
+        """Where a time begins."""
+        log = self._ensure()
+        return {tp: await asyncio.wrap_future(log.offset_since(tp, at)) for tp in self._tps(topics)}
+
     async def read(self, topic: str, partition: int, start: int, limit: int) -> list[Record]:
         """Old records."""
         return await asyncio.wrap_future(self._ensure().read(TP(topic, partition), start, limit))

@@ -128,6 +128,15 @@ class Log:
         topic, number = partition.tp
         return [Record(topic, number, row[0], row[1], row[2], row[3], schema.unpack_headers(row[4])) for row in rows]
 
+    def offset_since(self, tp: TP, at: int) -> Future[int]:
+        """The oldest offset of a record from ``at`` (ms) on, or the partition's end; walked in another thread."""
+        return self._read_pool.submit(self._offset_since, self.partition(tp), at)
+
+    def _offset_since(self, partition: Partition, at: int) -> int:
+        query = "SELECT MIN(offset) FROM records WHERE partition=? AND offset<? AND timestamp>=?"
+        row = self._reader.execute(query, (partition.id, partition.end, at)).fetchone()
+        return partition.end if row[0] is None else int(row[0])
+
     def watch(self, callback: Callable[[frozenset[TP]], None]) -> Callable[[], None]:
         """Have the writer call back with the partitions that grew (none: topics changed); returns the undo."""
         self._watchers.append(callback)
