@@ -35,7 +35,7 @@ class S3Storage:
     """Objects in ``bucket`` below ``prefix``. Credentials and region come from botocore's own chain."""
 
     def __init__(
-        self, bucket: str, prefix: str = "", *, endpoint: str | None = None, part: int = PART, attempts: int = 5
+        self, bucket: str, prefix: str = "", *, endpoint: str | None = None, part: int = PART, attempts: int = 2
     ) -> None:
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""

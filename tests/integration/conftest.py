@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.integration.fleet import Fleet
+from tests.servers import MariaDB
+
+#: The rows of a query of this test's database.
+Rows = Callable[[str], tuple[Any, ...]]
+
+
+@pytest.fixture
+def rows(mariadb: MariaDB, mariadb_url: str) -> Rows:
+    """What the database says, past the service."""
+    return lambda query: tuple(mariadb.execute(query, mariadb_url))
 
 
 @pytest.fixture

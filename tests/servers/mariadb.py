@@ -57,9 +57,11 @@ class MariaDB(Server):
         database = url.rsplit("/", 1)[1].partition("?")[0]
         self.execute(f"DROP DATABASE IF EXISTS `{database}`")
 
-    def execute(self, statement: str) -> Sequence[Any]:
-        """Run one statement as the test user; its rows."""
+    def execute(self, statement: str, url: str | None = None) -> Sequence[Any]:
+        """Run one statement as the test user, in the database of ``url``; its rows."""
         with closing(self._connect()) as connection, connection.cursor() as cursor:
+            if url is not None:
+                connection.select_db(url.rsplit("/", 1)[1].partition("?")[0])
             cursor.execute(statement)
             rows: Sequence[Any] = cursor.fetchall()
         return rows
