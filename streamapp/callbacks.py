@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import aiohttp
 from pydantic import SecretStr
 
 from streamapp.db import Callback, Delivery
@@ -117,8 +118,10 @@ def _reason(error: AppError) -> str:
         return "the address is not one that this service talks to"
     if isinstance(error.__cause__, TimeoutError):
         return "the receiver did not answer in time"
+    if not isinstance(error.__cause__, aiohttp.ClientError | OSError):
+        return "this service failed to send it"
     # Not the message, which has the whole address: its path may be a secret, and this goes to the log as well.
-    return f"the receiver cannot be reached: {error.__cause__ or error.message}"[:500]
+    return f"the receiver cannot be reached: {error.__cause__}"[:500]
 
 
 class Callbacks:
@@ -206,8 +209,13 @@ class Callbacks:
         """One attempt, and its outcome in the database."""
         try:
             await self._attempt(call)
-        except Exception:  # supervised: the webhook is due again when its claim runs out
+        except Unavailable as error:  # due again when its claim runs out
+            log.warning("the outcome of a webhook is lost", action="callback_lost", reason=error.message)
+        except Exception as error:  # supervised: a defect must cost attempts, else it would be met for ever
             log.exception("a webhook could not be sent", action="callback_failed", event_id=call.event_id)
+            defect = FetchFailed(repr(error))
+            with suppress(Unavailable):
+                await self._note(call, judge(defect, call.attempts, self._attempts, self._vary))
 
     async def _attempt(self, call: Callback) -> None:
         try:

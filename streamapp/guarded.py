@@ -9,9 +9,7 @@ size and time are limited. See OWASP's server-side request forgery prevention ch
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import re
-import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,21 +17,15 @@ from types import TracebackType
 from typing import Self
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
 from streamapp import __version__
+from streamapp.addresses import PublicResolver, Refused, is_public, literal_address
 from streamapp.errors import AppError
 
+__all__ = ["Answer", "FetchFailed", "GuardedClient", "PublicResolver", "Refused", "is_public"]
+
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-
-
-class Refused(AppError):
-    """The address is one this service does not talk to; retrying cannot help."""
-
-    code = "address_refused"
-    status = 400
 
 
 class FetchFailed(AppError):
@@ -51,46 +43,6 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is one that anybody on the internet could reach.
-
-    IPv4 addresses wrapped in IPv6 (mapped, 6to4, NAT64) are judged by what they wrap.
-    """
-    ip = ipaddress.ip_address(address.split("%", 1)[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        wrapped = ip.ipv4_mapped or ip.sixtofour
-        if wrapped is None and ip in ipaddress.ip_network("64:ff9b::/96"):
-            wrapped = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if wrapped is not None:
-            return is_public(str(wrapped))
-    return ip.is_global and not ip.is_multicast
-
-
-class PublicResolver(AbstractResolver):
-    """Resolves names and refuses those of which any address is not public."""
-
-    def __init__(self) -> None:
-        self._system = ThreadedResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """Addresses of ``host``.
-
-        Raises:
-            Refused: when one of them is private, loopback, link-local or reserved.
-        """
-        found = await self._system.resolve(host, port, family)
-        for result in found:
-            if not is_public(result["host"]):
-                raise Refused(f"{host} resolves to {result['host']}, which is not a public address", host=host)
-        return found
-
-    async def close(self) -> None:
-        """Nothing is held."""
-        await self._system.close()
 
 
 class GuardedClient:
@@ -151,11 +103,11 @@ class GuardedClient:
             parsed = URL(url)
         except ValueError as error:
             raise Refused(f"{url!r} is not a URL: {error}") from error
-        if parsed.scheme not in self._schemes or not parsed.host:
+        if parsed.scheme not in self._schemes or not parsed.host or re.search(r"[\s\x00-\x20]", parsed.host):
             raise Refused(f"the address must start with {' or '.join(f'{s}://' for s in sorted(self._schemes))}")
         if parsed.user or parsed.password:
             raise Refused("the address must not carry a user name or password")
-        literal = _literal(parsed.host)
+        literal = literal_address(parsed.host)
         if not self._allow_private and literal is not None and not is_public(literal):
             raise Refused(f"{parsed.host} is not a public address", host=parsed.host)
         return parsed
@@ -239,26 +191,6 @@ class GuardedClient:
                 raise FetchFailed(f"the answer is larger than {self._max_bytes} bytes", too_large=True)
             parts.append(chunk)
         return Answer(answer.status, {key.lower(): value for key, value in answer.headers.items()}, b"".join(parts))
-
-
-def _literal(host: str) -> str | None:
-    """The address that a host spells out, also in the forms that only the system's resolver reads (``0x7f.1``).
-
-    ``localhost`` means loopback wherever it is asked (RFC 6761), so it counts as spelled out.
-    """
-    try:
-        return str(ipaddress.ip_address(host))
-    except ValueError:
-        pass
-    name = host.rstrip(".").lower()
-    if name == "localhost" or name.endswith(".localhost"):
-        return "127.0.0.1"
-    if not re.fullmatch(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+)){0,3}", name):
-        return None
-    try:
-        return socket.inet_ntoa(socket.inet_aton(name))
-    except OSError:
-        return None
 
 
 def _failed(url: str, error: BaseException) -> AppError:

@@ -14,7 +14,10 @@ from tests.source import ROOT, TOP, Module, modules, ours, part_of
 
 #: A part imports its own layer and those before it, never a later one.
 LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
-    ("foundation", frozenset(["errors", "settings", "telemetry", "clock", "generation", "guarded", "ids", "records"])),
+    (
+        "foundation",
+        frozenset(["addresses", "errors", "settings", "telemetry", "clock", "generation", "guarded", "ids", "records"]),
+    ),
     (
         "parts",
         frozenset(

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from pydantic import SecretStr
 
 from streamapp.callbacks import signing_secrets
 from streamapp.db import State
@@ -132,7 +133,7 @@ def test_without_a_secret_a_cluster_refuses_and_says_what_is_missing(tmp_path: P
     with pytest.raises(InvalidRequest, match="STREAMAPP_WEBHOOK_SECRET"):
         _check(asked, cluster)
     _check(Submission(text="x"), cluster)
-    _check(asked, Settings(data_dir=tmp_path, broker="kafka://127.0.0.1:9092", webhook_secret=SECRET))
+    _check(asked, Settings(data_dir=tmp_path, broker="kafka://127.0.0.1:9092", webhook_secret=(SecretStr(SECRET),)))
     assert signing_secrets(cluster) == ()
 
 
@@ -143,7 +144,7 @@ def test_embedded_makes_a_secret_once_and_keeps_it(tmp_path: Path) -> None:
     assert kept.read_text() == "whsec_" + base64.b64encode(key).decode()
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     assert (len(key), signing_secrets(settings)) == (32, (key,))
-    assert signing_secrets(Settings(data_dir=tmp_path, webhook_secret=SECRET)) == (b"s" * 32,)
+    assert signing_secrets(Settings(data_dir=tmp_path, webhook_secret=(SecretStr(SECRET),))) == (b"s" * 32,)
     kept.write_text("nonsense")
     with pytest.raises(ConfigError, match="webhook-secret must be whsec_"):
         signing_secrets(settings)

@@ -148,21 +148,14 @@ async def test_an_endless_answer_is_not_read(desk: Desk, receiver: Receiver) -> 
     assert (await desk.state(event)).error is None
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "2130706433", "rebound.test"])
-async def test_private_addresses_are_given_up_without_a_packet(
-    desk: Desk, receiver: Receiver, host: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also a name that was public when the task was submitted; what it resolves to now is nobody's business."""
+async def test_a_defect_of_ours_costs_attempts_and_ends(desk: Desk, receiver: Receiver) -> None:
+    async def defect(call: Callback) -> bytes:
+        raise KeyError("a defect")
 
-    async def resolve(self: Any, name: str, port: int = 0, family: int = socket.AF_INET) -> list[dict[str, Any]]:
-        return [{"hostname": name, "host": "127.0.0.1", "port": port, "family": family, "proto": 0, "flags": 0}]
-
-    monkeypatch.setattr("streamapp.guarded.ThreadedResolver.resolve", resolve)
-    event = await desk.due("t1", receiver.url("/hook", host))
-    await desk.once(await desk.sender(private=False))
+    event = await desk.due("t1", receiver.url("/hook"))
+    await desk.once(await desk.sender(render=defect, webhook_attempts=1))
     state = await desk.state(event)
-    assert (receiver.got, state.next_at) == ([], None)
-    assert state.error == "the address is not one that this service talks to"
+    assert (state.attempts, state.next_at, state.error) == (1, None, "this service failed to send it")
 
 
 async def test_two_senders_share_the_work_and_send_nothing_twice(desk: Desk, receiver: Receiver) -> None:
@@ -206,24 +199,6 @@ async def test_a_late_failure_does_not_undo_a_delivery(desk: Desk, receiver: Rec
     assert not await desk.delivery.delay_callback(event, 5, "late", attempt=first.attempts)
     assert not await desk.delivery.end_callback(event, "late", attempt=2)
     assert (await desk.state(event)).error is None
-
-
-async def test_a_slow_host_does_not_hold_others(desk: Desk, receiver: Receiver) -> None:
-    """Four times as many as may be under way wait for one host, and are older."""
-    receiver.paused.clear()
-    slow = [await desk.due(f"a{number:03}", receiver.url("/slow")) for number in range(4 * module.PER_HOST)]
-    quick = [await desk.due(f"b{number}", receiver.url("/quick", "localhost")) for number in range(3)]
-    sender = await desk.sender()
-    running = asyncio.create_task(sender.run())
-    try:
-        await until(lambda: set(quick) <= set(receiver.ids()))
-        assert sum(got.path == "/slow" for got in receiver.got) <= module.PER_HOST
-        receiver.paused.set()
-        await until(lambda: set(slow) <= set(receiver.ids()))
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-    assert sorted(receiver.ids()) == sorted(slow + quick)
 
 
 async def test_at_a_stop_what_is_under_way_ends_well(desk: Desk, receiver: Receiver) -> None:
