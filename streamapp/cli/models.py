@@ -1,4 +1,4 @@
-"""``models`` and ``loras``: what can be drawn with, and how a local file joins it.
+"""``models`` and ``loras``: what can be drawn with, and how a local file joins it; see also ``fetch.py``.
 
 Lists come from the running service, or, where none answers, from the database of the settings; adding works on that
 database and needs no running service.
@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from streamapp.cli.connect import json_option, open_client, print_json, print_rows, url_option
+from streamapp.cli.fetch import add_commands
+from streamapp.cli.registry import with_registry
 
 if TYPE_CHECKING:
     from streamapp.db import Registry
-    from streamapp.settings import Settings
-
-R = TypeVar("R")
 
 
 @click.group(invoke_without_command=True)
@@ -27,7 +26,7 @@ R = TypeVar("R")
 @json_option
 @click.pass_context
 def models(ctx: click.Context, url: str | None, as_json: bool) -> None:
-    """List the models, or add one."""
+    """List the models, add or fetch one."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_models, url=url, as_json=as_json)
 
@@ -37,7 +36,7 @@ def models(ctx: click.Context, url: str | None, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def loras(ctx: click.Context, url: str | None, as_json: bool) -> None:
-    """List the LoRAs, or add one."""
+    """List the LoRAs, add or fetch one."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_loras, url=url, as_json=as_json)
 
@@ -105,7 +104,7 @@ def _served(kind: str, url: str | None) -> list[dict[str, Any]] | None:
 def _registered(ask: Callable[[Registry], Awaitable[list[Any]]]) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
-    return [asdict(row) for row in _with_registry(lambda registry, _: ask(registry))]
+    return [asdict(row) for row in with_registry(lambda registry, _: ask(registry))]
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -121,28 +120,12 @@ def _add(name: str, path: Path, kind: str, family: str, as_json: bool) -> None:
 
     from streamapp.models.catalogue import add_file
 
-    row = _with_registry(lambda registry, settings: add_file(registry, settings, name, path, kind, family))
+    row = with_registry(lambda registry, settings: add_file(registry, settings, name, path, kind, family))
     if as_json:
         print_json(asdict(row))
     else:
         click.echo(f"{row.name} ({row.family}, sha256 {row.digest[:12]}) from {path}")
 
 
-def _with_registry(work: Callable[[Registry, Settings], Awaitable[R]]) -> R:
-    """Run ``work`` over the registry; on a laptop, where nobody runs ``db upgrade``, that comes first."""
-    from streamapp.cli.operate import prepare
-    from streamapp.db import Registry, open_database
-    from streamapp.settings import load_settings
-
-    async def run() -> R:
-        settings = load_settings()
-        if settings.embedded:
-            await prepare(settings)
-        database = open_database(settings.database_url)
-        await database.start()
-        try:
-            return await work(Registry(database), settings)
-        finally:
-            await database.close()
-
-    return asyncio.run(run())
+add_commands(models, "model")
+add_commands(loras, "lora")

@@ -67,8 +67,8 @@ MEANING: dict[str, dict[str, str]] = {
         "max_queued": "Above this many waiting tasks a submit is answered 429.",
         "spool_bytes": "Finished pictures that one worker keeps while the storage is away; above it, nothing is drawn.",
         "max_attempts": "After this many failed attempts a task goes to the dead letters.",
-        "fallback_models": "What draws a task of a family after its model failed for good: `FAMILY=MODEL`, separated by "
-        "commas. A request may name another, or `none`; answer and recipe say what was drawn.",
+        "fallback_models": "What draws a task of a family after its model failed for good: `FAMILY=MODEL`, separated "
+        "by commas. A request may name another, or `none`; answer and recipe say what was drawn.",
         "max_images": "Most pictures of one task.",
         "max_prompt_chars": "Longest prompt.",
         "max_request_bytes": "Largest request body.",
@@ -86,7 +86,7 @@ MEANING: dict[str, dict[str, str]] = {
     },
     "Sources of models": {
         "civitai_url": "Civitai, or a mirror that speaks its API.",
-        "civitai_token": "API key of a Civitai account, for what is shown to known people only; sent to that host alone.",
+        "civitai_token": "API key of a Civitai account, for what only known people are shown; sent to that host alone.",
         "hub_url": "The Hugging Face Hub, or a mirror that speaks its API.",
         "hub_token": "Access token of a Hub account, for gated and private repositories; sent to that host alone.",
         "allow_private_sources": "Allow mirrors, and what they redirect to, at private addresses.",

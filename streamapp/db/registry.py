@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import Connection, Row, Table, insert, select, update
+from sqlalchemy import Connection, Row, Table, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from streamapp.db.database import Database
@@ -52,6 +52,24 @@ class Registry:
     async def touch_lora(self, name: str) -> None:
         """Note that a LoRA was used now."""
         await self._touch(loras, name)
+
+    async def remove_model(self, name: str, version: str | None = None) -> list[ModelRow]:
+        """Forget a checkpoint, all its versions or one; what was forgotten."""
+        return await self._remove(models, ModelRow, name, version)
+
+    async def remove_lora(self, name: str, version: str | None = None) -> list[LoraRow]:
+        """Forget a LoRA, all its versions or one; what was forgotten."""
+        return await self._remove(loras, LoraRow, name, version)
+
+    async def _remove(self, table: Table, kind: type[W], name: str, version: str | None) -> list[W]:
+        meant = table.c.name == name if version is None else (table.c.name == name) & (table.c.version == version)
+
+        def work(connection: Connection) -> list[Row[Any]]:
+            rows = list(connection.execute(select(table).where(meant)).all())
+            connection.execute(delete(table).where(meant))
+            return rows
+
+        return [_weights(kind, row) for row in await self._database.write(work)]
 
     async def _all(self, table: Table, kind: type[W]) -> list[W]:
         ordered = select(table).order_by(table.c.name, table.c.version)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,6 +83,25 @@ def locate(row: ModelRow | LoraRow, settings: Settings) -> Path:
     if not path.exists():
         raise NotFound(f"{row.name}: its weights are not at {row.path} on this machine; add them again", name=row.name)
     return path
+
+
+def delete_files(row: ModelRow | LoraRow, settings: Settings) -> int:
+    """Delete the weights of a row that lie in the data folder's ``models``; bytes freed. Blocks.
+
+    What ships with the package stays, and so does anything that a path leads to outside.
+    """
+    if not row.source.startswith(LOCAL):
+        return 0
+    try:
+        path = locate(row, settings)
+    except NotFound:
+        return 0
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+    return row.size
 
 
 def models_root(settings: Settings) -> Path:

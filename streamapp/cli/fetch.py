@@ -1,0 +1,145 @@
+"""``models|loras pull, verify, remove``: weights from elsewhere, whether they are still what they were, and away."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from streamapp.cli.connect import json_option, print_json, print_rows
+from streamapp.cli.registry import with_registry
+
+if TYPE_CHECKING:
+    from streamapp.db import LoraRow, ModelRow, Registry
+    from streamapp.settings import Settings
+
+Kind = Literal["model", "lora"]
+
+
+def add_commands(group: click.Group, kind: Kind) -> None:
+    """Give ``models`` or ``loras`` these commands."""
+
+    @group.command("pull")
+    @click.argument("reference")
+    @click.option("--name", help="Local name; without it that of its page.")
+    @json_option
+    def pull(reference: str, name: str | None, as_json: bool) -> None:
+        """Fetch REFERENCE: civitai:MODEL@VERSION, an address of Civitai or the Hub, OWNER/NAME[:FILE], AIR or SHA-256.
+
+        What is interrupted goes on where it was. Model or LoRA: what it is, it is registered as.
+        """
+        row = with_registry(lambda registry, settings: _pull(registry, settings, reference, name))
+        if as_json:
+            print_json(asdict(row))
+        else:
+            click.echo(f"{row.name} ({row.family}, {row.size / 1e6:.1f} MB, sha256 {row.digest[:12]}) is registered")
+
+    @group.command("verify")
+    @click.argument("names", nargs=-1)
+    @json_option
+    def verify(names: tuple[str, ...], as_json: bool) -> None:
+        """Read every byte of NAMES, or of everything, and compare digests; exit 1 on a difference."""
+        checked = with_registry(lambda registry, settings: _verify(registry, settings, kind, names))
+        if as_json:
+            print_json(checked)
+        else:
+            print_rows(("NAME", "VERSION", "STATE"), [(one["name"], one["version"], one["state"]) for one in checked])
+        if any(one["state"] != "ok" for one in checked):
+            sys.exit(1)
+
+    @group.command("remove")
+    @click.argument("name")
+    @click.option("--version", help="Only this version; without it all.")
+    @click.option("--keep-files", is_flag=True, help="Forget it, but leave its files.")
+    @json_option
+    def remove(name: str, version: str | None, keep_files: bool, as_json: bool) -> None:
+        """Forget NAME and delete its files, unless another name uses them."""
+        gone = with_registry(lambda registry, settings: _remove(registry, settings, kind, name, version, keep_files))
+        if as_json:
+            print_json(gone)
+            return
+        for one in gone:
+            click.echo(f"{one['name']} {one['version']}: {one['freed'] / 1e6:.1f} MB freed")
+
+
+async def _pull(registry: Registry, settings: Settings, reference: str, name: str | None) -> ModelRow | LoraRow:
+    from streamapp.db import LoraRow
+    from streamapp.models.pull import open_sites, pull
+
+    async with open_sites(settings) as sites:
+        with _bar(reference) as seen:
+            row = await pull(sites, settings, reference, name=name, progress=seen)
+    await (registry.add_lora(row) if isinstance(row, LoraRow) else registry.add_model(row))
+    return row
+
+
+class _bar:  # noqa: N801 - used as a function
+    """A progress bar in bytes, on a terminal only."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+
+    def __enter__(self) -> Callable[[int, int | None], None]:
+        from tqdm import tqdm
+
+        self._bar: Any = tqdm(
+            desc=self._title[:40], unit="B", unit_scale=True, unit_divisor=1000, disable=None, file=sys.stderr
+        )
+
+        def seen(here: int, total: int | None) -> None:
+            self._bar.total = total
+            self._bar.n = here
+            self._bar.refresh()
+
+        return seen
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+async def _verify(registry: Registry, settings: Settings, kind: Kind, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    from streamapp.errors import AppError, NotFound
+    from streamapp.models.catalogue import locate
+    from streamapp.models.digest import identify
+
+    rows: list[Any] = list(await (registry.models() if kind == "model" else registry.loras()))
+    if missing := sorted(set(names) - {row.name for row in rows}):
+        raise NotFound(f"{missing[0]} is not registered here", name=missing[0])
+    checked = []
+    for row in rows:
+        if names and row.name not in names:
+            continue
+        try:
+            found = await asyncio.to_thread(identify, locate(row, settings))
+            state = "ok" if found.digest == row.digest else "changed"
+        except AppError as error:
+            state = error.message
+        checked.append({"name": row.name, "version": row.version, "state": state})
+    return checked
+
+
+async def _remove(
+    registry: Registry, settings: Settings, kind: Kind, name: str, version: str | None, keep_files: bool
+) -> list[dict[str, Any]]:
+    from streamapp.errors import NotFound
+    from streamapp.models.catalogue import delete_files
+
+    gone: list[Any] = list(
+        await (registry.remove_model(name, version) if kind == "model" else registry.remove_lora(name, version))
+    )
+    if not gone:
+        raise NotFound(f"{name}{f' {version}' if version else ''} is not registered here", name=name)
+    kept: list[Any] = [*await registry.models(), *await registry.loras()]
+    used = {row.path for row in kept}
+    return [
+        {
+            "name": row.name,
+            "version": row.version,
+            "freed": 0 if keep_files or row.path in used else await asyncio.to_thread(delete_files, row, settings),
+        }
+        for row in gone
+    ]
