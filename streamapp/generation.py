@@ -32,6 +32,31 @@ class Size(BaseModel):
         return f"{self.width}x{self.height}"
 
 
+class Fallback(BaseModel):
+    """Another model for a task whose own one fails for good, with everything it needs resolved at submit."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: str
+    family: str
+    delivered: Size
+    drawn: Size
+    steps: int
+    guidance: float
+    sampler: str
+    notes: tuple[str, ...] = ()
+
+
+class Replaced(BaseModel):
+    """The model that was asked for and did not draw, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: str
+    family: str
+    reason: str
+
+
 class GenerationParams(BaseModel):
     """Everything that decides the pictures of a task, complete: no default is left open after submit.
 
@@ -58,3 +83,22 @@ class GenerationParams(BaseModel):
     seed: int = Field(ge=0, le=MAX_SEED)
     n: int = Field(1, ge=1)
     notes: tuple[str, ...] = ()
+    fallback: Fallback | None = None
+    instead_of: Replaced | None = None
+
+    def fall_back(self, reason: str) -> GenerationParams:
+        """The same task for its fallback model; ``reason`` says why, also in the notes."""
+        other = self.fallback
+        if other is None:
+            raise ValueError("there is no fallback model")
+        note = f"drawn with {other.model} instead of {self.model}: {reason}"
+        return self.model_copy(
+            update={
+                **other.model_dump(exclude={"delivered", "drawn"}),
+                "delivered": other.delivered,
+                "drawn": other.drawn,
+                "notes": (*other.notes, note),
+                "fallback": None,
+                "instead_of": Replaced(model=self.model, family=self.family, reason=reason),
+            }
+        )

@@ -61,6 +61,8 @@ def image_recipe(params: GenerationParams, origin: Origin) -> dict[str, Any]:
         "drawn_at": str(params.drawn),
         "delivered_at": str(params.delivered),
         "notes": list(params.notes),
+        # What was asked for, and why it was not drawn.
+        **({} if params.instead_of is None else {"instead_of": params.instead_of.model_dump()}),
         "device": origin.device,
         "precision": origin.precision,
         "versions": dict(versions()),

@@ -12,7 +12,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from streamapp.errors import BadMessage
-from streamapp.generation import GenerationParams, LoraRef, Priority
+from streamapp.generation import GenerationParams, LoraRef
 
 R = TypeVar("R", bound="WireRecord")
 
@@ -88,7 +88,7 @@ class TaskMessage(WireRecord):
     model: str
     loras: tuple[LoraRef, ...] = ()
     params: GenerationParams
-    priority: Priority
+    priority: int  # one that is not known here counts as the nearest
     cost: Span  # estimated GPU-seconds, for backlog sums and routing
     submitted_at: Moment  # ms
     deadline_at: Moment | None = None  # ms

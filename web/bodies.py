@@ -99,6 +99,12 @@ class Params(BaseModel):
     negative_text: str | None = Field(None, description="What the pictures shall not show.")
     batch_size: Annotated[int, Number, Field(ge=1)] = Field(1, description="How many pictures.")
     model: str | None = Field(None, min_length=1, max_length=200, examples=["pocket"])
+    fallback_model: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Draws instead when `model` fails for good; `none`: nothing does.",
+    )
     lora_name: str | None = Field(None, min_length=1, max_length=200, description="One LoRA; `loras` takes several.")
     lora_weight: Annotated[float, Number, Field(ge=-2, le=2)] | None = None
     loras: list[Lora] | None = None
@@ -156,6 +162,7 @@ def submission(body: Generate, request: Mapping[str, Any], *, key: str | None, t
     return Submission(
         text=body.text,
         model=params.model,
+        fallback_model=params.fallback_model,
         loras=_loras(params),
         size=_size(params),
         strict_size=params.strict_size,

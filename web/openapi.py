@@ -242,7 +242,8 @@ def _schemas() -> dict[str, Any]:
         },
     }  # fmt: skip
     task = {
-        **state, "text": text, "model": text, "family": text, "priority": text, "batch_size": whole, **drawn,
+        **state, "text": text, "model": text, "fallback_model": {"type": ["string", "null"]},
+        "instead_of": {"type": ["object", "null"]}, "family": text, "priority": text, "batch_size": whole, **drawn,
         "submitted_at": TIME, "started_at": TIME, "ended_at": TIME, "attempts": whole, "max_attempts": whole,
         "worker_id": {"type": ["string", "null"]}, "images": {"type": "array", "items": _ref("Image")},
         "error": {"type": ["object", "null"]}, **links, "queue_position": {"type": ["integer", "null"]},

@@ -92,6 +92,8 @@ def brief(app: Any, row: TaskRow, images: Sequence[Mapping[str, Any]]) -> dict[s
         **state(row),
         "text": params.text,
         "model": row.model,
+        "fallback_model": None if params.fallback is None else params.fallback.model,
+        "instead_of": None if params.instead_of is None else params.instead_of.model_dump(),
         "family": row.family,
         "priority": f"P{row.priority}",
         "batch_size": params.n,

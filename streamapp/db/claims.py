@@ -23,6 +23,7 @@ from streamapp.db.endings import (
 from streamapp.db.rows import End, Held, TaskRow, dump, task_row
 from streamapp.db.schema import now_ms, tasks
 from streamapp.db.states import ENDED, State, may
+from streamapp.generation import GenerationParams
 
 #: Failed attempts kept in a row's history; older ones go first.
 HISTORY = 20
@@ -210,9 +211,18 @@ class Claims:
 
         return await self._database.write(work) if ends else {}
 
-    async def retry(self, task_id: str, token: str, delay_s: float, error: Mapping[str, Any]) -> bool:
+    async def retry(
+        self,
+        task_id: str,
+        token: str,
+        delay_s: float,
+        error: Mapping[str, Any],
+        *,
+        instead: tuple[GenerationParams, float] | None = None,
+    ) -> bool:
         """Queue a claimed task again, to be produced ``delay_s`` seconds from now; the failure joins its history.
 
+        ``instead`` are other parameters and their cost, for a fallback model: attempts then count from zero.
         Returns whether the claim still held; the caller acks the old message either way. A task that shall be
         cancelled ends as cancelled instead.
         """
@@ -228,7 +238,7 @@ class Claims:
                 return True
             failed = {"attempt": row.attempts, "worker_id": row.claimed_by, "at": now, **error}
             due = now + int(delay_s * 1000)
-            values = {
+            values: dict[Any, Any] = {
                 c.state: State.QUEUED.value,
                 c.claim_token: None,
                 c.progress: 0.0,
@@ -238,6 +248,10 @@ class Claims:
                 c.version: c.version + 1,
                 **released(),
             }
+            if instead is not None:
+                params, values[c.cost] = instead
+                values |= {c.params: params.model_dump_json(exclude_none=True), c.attempts: 0}
+                values |= {c.model: params.model, c.family: params.family}
             return (
                 connection.execute(update_tasks([task_id]).where(c.state == State.RUNNING).values(values)).rowcount == 1
             )

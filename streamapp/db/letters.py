@@ -86,7 +86,7 @@ class DeadLetters:
         return await self._database.read(lambda connection: {row[0]: row[1] for row in connection.execute(counted)})
 
     async def replay(self, ids: Collection[str], user_id: str | None = None) -> dict[str, str]:
-        """Queue the tasks of open letters again; by letter ``replayed``, or ``missing``, ``unreadable``, ``already …``."""
+        """Queue the tasks of open letters again: ``replayed``, ``missing``, ``unreadable`` or ``already …`` each."""
 
         def work(connection: Connection) -> dict[str, str]:
             found = _find(connection, ids, user_id)

@@ -30,6 +30,7 @@ from streamapp.models.words import vocabulary_note
 from streamapp.recipe import check_provenance
 from streamapp.scheduling.cost import estimate
 from streamapp.settings import Settings
+from streamapp.submit.fallback import with_fallback
 
 if TYPE_CHECKING:
     from streamapp.runtime import Runtime
@@ -54,6 +55,7 @@ class Submission(BaseModel):
 
     text: str
     model: str | None = None
+    fallback_model: str | None = None
     loras: tuple[LoraRef, ...] = ()
     size: Size | None = None
     strict_size: bool = False
@@ -96,7 +98,10 @@ async def submit(runtime: Runtime, submission: Submission, user: str) -> Accepte
     shelf = runtime.shelf
     model = await _model(shelf, submission.model, settings)
     loras = await _loras(shelf, submission.loras, model)
-    params = _resolve(submission, model, settings)
+    params = await with_fallback(
+        submission, _resolve(submission, model), model, loras, settings, lambda name: _model(shelf, name, settings)
+    )
+    _check_length(params, settings)
     if submission.provenance is not None:
         check_provenance(
             submission.provenance,
@@ -227,14 +232,14 @@ def _unknown(kind: str, name: str, known: Sequence[str]) -> InvalidRequest:
     return InvalidRequest(f"{kind} {name[:60]!r} is not registered here; {hint}", field=field, known=near or names[:20])
 
 
-def _resolve(asked: Submission, model: ModelRow, settings: Settings) -> GenerationParams:
+def _resolve(asked: Submission, model: ModelRow) -> GenerationParams:
     """The complete parameters: no default is left open."""
     traits = traits_of(model.family, model.traits)
     style = find_style(asked.style)
     prompt = styled(asked.text, asked.style)
     size = sizes.fit(asked.size or _native(traits), traits, asked.strict_size, model=model.name)
     words = vocabulary_note(model.name, model.traits, asked.text)
-    params = GenerationParams(
+    return GenerationParams(
         text=asked.text,
         prompt=prompt,
         negative_prompt=asked.negative or None,
@@ -251,10 +256,13 @@ def _resolve(asked: Submission, model: ModelRow, settings: Settings) -> Generati
         n=asked.n,
         notes=(*size.notes, *([words] if words else [])),
     )
+
+
+def _check_length(params: GenerationParams, settings: Settings) -> None:
+    """Refuse what the message could not hold."""
     room = settings.max_message_bytes - ENVELOPE
     if (length := len(params.model_dump_json().encode())) > room:
         raise TooLarge(f"the request has {length} bytes, a task may have {room}: shorten text or negative_text")
-    return params
 
 
 def _native(traits: Traits) -> Size:

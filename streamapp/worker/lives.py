@@ -14,8 +14,8 @@ from typing import Any
 from streamapp.db import End, ImageRow, State, TaskRow
 from streamapp.errors import AppError, Unavailable
 from streamapp.records import DeadLetter, TaskEvent
-from streamapp.retry import Park, decide
-from streamapp.scheduling.cost import Rates
+from streamapp.retry import FallBack, Park, Suspect, decide
+from streamapp.scheduling.cost import Rates, estimate
 from streamapp.telemetry import bind, get_logger
 from streamapp.worker.backlog import Backlog, Job
 from streamapp.worker.claimed import Claimed, Counts, Why
@@ -156,22 +156,35 @@ class Lives:
             self.backlog.done(claimed.job)
         return reached
 
-    async def _failed(self, claimed: Claimed, error: AppError) -> None:
-        """Queue it again for later, or end it as failed with a dead letter."""
+    async def _failed(self, claimed: Claimed, error: AppError, company: int = 1) -> None:
+        """Act on what is decided: alone, again, with the fallback model, or failed with a dead letter."""
         claimed.ending = True
         row = claimed.row
         self.suspects.discard(row.id)
-        verdict = decide(error, row.attempts, row.max_attempts)
+        fallback = row.params.fallback is not None
+        verdict = decide(error, row.attempts, row.max_attempts, fallback=fallback, company=company)
+        if isinstance(verdict, Suspect):
+            await self._suspect(claimed, company)
+            return
         if isinstance(verdict, Park):
             data = {**error.as_dict(), "reason": verdict.reason}
-            if await self._end(claimed, State.FAILED, error=data) is State.FAILED:
-                await self._park(claimed, error, verdict)
-            else:
+            reached = await self._end(claimed, State.FAILED, error=data)
+            if reached is None:
                 return
+            if reached is State.FAILED:
+                await self._park(claimed, error, verdict)
         else:
-            log.warning(error.message, action="retry", code=error.code, attempts=row.attempts, delay=verdict.delay_s)
+            instead, delay = None, 0.0
+            if isinstance(verdict, FallBack):
+                other = row.params.fall_back(verdict.reason)
+                instead = (other, estimate(other))
+            else:
+                delay = verdict.delay_s
+            model = instead[0].model if instead else row.model
+            log.warning(error.message, action="retry", code=error.code, attempts=row.attempts, delay=delay, model=model)
+            facts = self._history(error, row) | ({"next_model": model} if instead else {})
             if not await self._patiently(
-                lambda: self.claims.retry(row.id, claimed.token, verdict.delay_s, self._history(error, row))
+                lambda: self.claims.retry(row.id, claimed.token, delay, facts, instead=instead)
             ):
                 self._lost(claimed)
                 return
@@ -202,14 +215,15 @@ class Lives:
     async def _crashed(self, claimed: Claimed, error: EngineCrashed) -> None:
         """The engine died. Alone in it: guilty. In company: nobody's attempt counts, each runs alone next."""
         self.counts.crashes += 1
-        task_id = claimed.row.id
-        company = error.details.get("suspects", ())
-        if len(company) <= 1:
+        company = len(error.details.get("suspects", ()))
+        if company <= 1:
             self._acquit()
-            await self._failed(claimed, error)
-            return
-        log.warning("the engine died, its jobs run alone until one ends", action="suspected", company=len(company))
-        self.suspects.add(task_id)
+        await self._failed(claimed, error, company)
+
+    async def _suspect(self, claimed: Claimed, company: int) -> None:
+        """One of several that the engine died with."""
+        log.warning("the engine died, its jobs run alone until one ends", action="suspected", company=company)
+        self.suspects.add(claimed.row.id)
         claimed.job.alone = True
         await self._hand_back(claimed)
 

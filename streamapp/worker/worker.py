@@ -12,6 +12,7 @@ from streamapp.broker.record import TP
 from streamapp.db import ENDED, Held, State, TaskRow
 from streamapp.errors import AppError, Unavailable
 from streamapp.records import TaskMessage
+from streamapp.retry import CRASHED
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 from streamapp.worker.backlog import Backlog, Job, Phase, Receipt
@@ -236,7 +237,12 @@ class Worker:
 
     async def _start(self, job: Job, row: TaskRow) -> None:
         """Begin a claimed job, unless its history says that it must be alone and it is not."""
-        known = bool(row.history) and row.history[-1].get("code") == "engine_crashed"
+        if row.family not in self.settings.families:
+            # An old message of a task that fell back to a model of another family, whose topic has its new one.
+            await self.claims.hand_back({row.id: row.claim_token or ""})
+            self.backlog.done(job)
+            return
+        known = next((past["code"] for past in reversed(row.history) if past.get("code") != "replayed"), "") == CRASHED
         if known and not job.alone and self.lives.running:
             job.alone = True
             await self.claims.hand_back({row.id: row.claim_token or ""})

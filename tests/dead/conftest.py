@@ -1,7 +1,20 @@
-"""The databases of tests/db, for tests of what is listed and replayed."""
+"""What the tests of the database, the worker and the API start, for tests of what is listed and replayed."""
 
 from __future__ import annotations
 
 from tests.db.conftest import claims, database, delivery, registry, tasks, upgraded_file, upgraded_server
+from tests.web.conftest import api, serve
+from tests.worker.conftest import bench
 
-__all__ = ["claims", "database", "delivery", "registry", "tasks", "upgraded_file", "upgraded_server"]
+__all__ = [
+    "api",
+    "bench",
+    "claims",
+    "database",
+    "delivery",
+    "registry",
+    "serve",
+    "tasks",
+    "upgraded_file",
+    "upgraded_server",
+]

@@ -1,0 +1,77 @@
+"""The model that draws a task when its own fails for good: chosen and checked at submit, like everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
+
+from streamapp.db import LoraRow, ModelRow
+from streamapp.engine.names import sampler_name
+from streamapp.errors import InvalidRequest
+from streamapp.generation import Fallback, GenerationParams
+from streamapp.models import sizes
+from streamapp.models.families import traits_of
+from streamapp.settings import Settings
+from streamapp.telemetry import get_logger
+
+if TYPE_CHECKING:
+    from streamapp.submit import Submission
+
+log = get_logger(__name__)
+#: What a request says that wants its own model or nothing.
+NONE = "none"
+Find = Callable[[str], Awaitable[ModelRow]]
+
+
+async def with_fallback(
+    asked: Submission,
+    params: GenerationParams,
+    model: ModelRow,
+    loras: Sequence[LoraRow],
+    settings: Settings,
+    find: Find,
+) -> GenerationParams:
+    """``params`` with the fallback that the request, the model (trait ``fallback_model``) or a setting names.
+
+    One that the request names must fit; one that the operator named and that does not fit this request is left out.
+
+    Raises:
+        InvalidRequest: it is not registered or served, is the model itself, or cannot draw what is asked for.
+    """
+    name = asked.fallback_model
+    if name == NONE:
+        return params
+    named = name is not None
+    name = name or model.traits.get("fallback_model") or settings.fallback_model(model.family)
+    if not name or (name == model.name and not named):
+        return params
+    try:
+        if name == model.name:
+            raise InvalidRequest(f"{name} is the model itself")
+        fallback = resolve(asked, params, await find(str(name)), loras)
+    except InvalidRequest as error:
+        if named:
+            details = {**error.details, "field": "fallback_model"}
+            raise InvalidRequest(f"fallback_model: {error.message}", **details) from error
+        log.debug(error.message, action="fallback_unfit", model=model.name, fallback=name)
+        return params
+    return params.model_copy(update={"fallback": fallback})
+
+
+def resolve(asked: Submission, params: GenerationParams, row: ModelRow, loras: Sequence[LoraRow]) -> Fallback:
+    """Everything that differs with the other model; what the request says itself stays as it is."""
+    for lora in loras:
+        if lora.family != row.family:
+            raise InvalidRequest(f"LoRA {lora.name} fits family {lora.family}, and {row.name} is of {row.family}")
+    traits = traits_of(row.family, row.traits)
+    size = sizes.fit(params.delivered, traits, asked.strict_size, model=row.name)
+    return Fallback(
+        model=row.name,
+        family=row.family,
+        delivered=size.delivered,
+        drawn=size.drawn,
+        steps=traits.steps if asked.steps is None else params.steps,
+        guidance=traits.guidance if asked.guidance is None else params.guidance,
+        sampler=sampler_name(traits.sampler) if asked.sampler is None else params.sampler,
+        notes=size.notes,
+    )
