@@ -10,7 +10,6 @@ import orjson
 
 from streamapp.callbacks import send_callbacks
 from streamapp.db import Callback, State
-from streamapp.db.events import event_id
 from streamapp.errors import NotFound
 from streamapp.records import TaskEvent, decode
 from web.answers import iso
@@ -42,7 +41,7 @@ async def body(app: Any, call: Callback) -> bytes:
     if event.event == State.SUCCEEDED:
         images = await pictures(runtime.storage, (await runtime.tasks.images([row.id]))[row.id])
     task = whole(app, row, images)
-    if event_id(row.id, row.version) != call.event_id:
+    if row.ended_at != event.at:
         task |= _as_it_ended(event)
     message = {"type": f"task.{event.event}", "timestamp": iso(event.at), "data": _absolute(app, task)}
     return orjson.dumps(message)

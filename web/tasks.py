@@ -7,8 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from streamapp.db import ENDED, State
-from streamapp.db.events import event_id
+from streamapp.db import State
 from streamapp.errors import Conflict, InvalidRequest, NotFound
 from web.answers import API, ok
 from web.auth import USER
@@ -88,8 +87,8 @@ async def show(app: Any, task_id: str, user: str) -> dict[str, Any]:
     images = (await runtime.tasks.images([task_id]))[task_id] if row.state is State.SUCCEEDED else []
     position = await runtime.tasks.position(row) if row.state is State.QUEUED else None
     sent = None
-    if row.callback_url is not None and row.state in ENDED:
-        sent = await runtime.delivery.callback_state(event_id(row.id, row.version))
+    if row.callback_url is not None and row.ended_at is not None:
+        sent = await runtime.delivery.callback_state(row.id, row.ended_at)
     shown = whole(app, row, await pictures(runtime.storage, images), position=position)
     return {**shown, "callback": callback(row, sent)}
 

@@ -227,11 +227,12 @@ class Delivery:
             statement = statement.where(callbacks.c.attempts == attempt, callbacks.c.ended_at.is_(None))
         return await self._database.write(lambda connection: connection.execute(statement).rowcount == 1)
 
-    async def callback_state(self, event_id: str) -> CallbackState | None:
-        """How far the webhook of an event is; ``None`` when that event has none."""
+    async def callback_state(self, task_id: str, ended_at: int) -> CallbackState | None:
+        """How far the webhook is that tells of this end of a task (one that was replayed ends again)."""
         c = callbacks.c
         columns = (c.attempts, c.next_at, c.ended_at, c.error)
-        statement = select(*columns).where(c.event_id == event_id)
+        # Written in one transaction with the end, with its time.
+        statement = select(*columns).where(c.task_id == task_id, c.created_at == ended_at)
         row = await self._database.read(lambda connection: connection.execute(statement).first())
         return None if row is None else CallbackState(*row)
 

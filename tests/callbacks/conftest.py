@@ -121,15 +121,12 @@ class Desk:
         return sent
 
     async def state(self, event_id: str) -> CallbackState:
-        state = await self.delivery.callback_state(event_id)
+        c = callbacks.c
+        statement = select(c.task_id, c.created_at).where(c.event_id == event_id)
+        [row] = await self.database.read(lambda connection: connection.execute(statement).all())
+        state = await self.delivery.callback_state(row[0], row[1])
         assert state is not None
         return state
-
-    async def wait(self, event_id: str) -> float:
-        """Seconds from the last change of the clock to the next attempt, as it was asked for."""
-        state, now = await self.state(event_id), await self.database.now()
-        assert state.next_at is not None
-        return (state.next_at - now) / 1000
 
     async def pass_time(self, seconds: float) -> None:
         """Let time pass for every webhook that waits."""

@@ -6,7 +6,9 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import re
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +31,25 @@ def test_the_published_example_of_the_specification() -> None:
     key = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     given = module.signature(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
     assert given == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+async def test_the_function_of_the_document_verifies_what_arrives(
+    desk: Desk, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text()
+    [code] = re.findall(r"```python\n(import base64.*?)```", document, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102  our own document
+    monkeypatch.setattr(names["time"], "time", lambda: NOW / 1000 + 5)
+    await desk.due("t1", receiver.url("/hook"))
+    await desk.once(await desk.sender(keys=(b"o" * 32, KEY)))
+    [got] = receiver.got
+    secret = "whsec_" + base64.b64encode(KEY).decode()
+    assert names["verify"](secret, got.headers, got.body)
+    assert not names["verify"](secret, got.headers, got.body + b" ")
+    assert not names["verify"]("whsec_" + base64.b64encode(b"x" * 32).decode(), got.headers, got.body)
+    monkeypatch.setattr(names["time"], "time", lambda: NOW / 1000 + 301)
+    assert not names["verify"](secret, got.headers, got.body)
 
 
 async def test_a_receiver_can_verify_with_either_secret(desk: Desk, receiver: Receiver) -> None:
