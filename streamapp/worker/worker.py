@@ -27,8 +27,8 @@ log = get_logger(__name__)
 LOOK, CLAIM = 500, 64
 #: Images drawn and not stored yet, above which nothing joins: the storage must keep up.
 FINISHING = 128
-#: How long a job is left alone whose lease somebody else holds, at least, in seconds.
-LEAST_HOLD = 0.5
+#: How long a job is left alone whose lease somebody else holds, in seconds: it may be handed back at any moment.
+LEAST_HOLD, LONGEST_HOLD = 0.5, 1.0
 
 
 class Worker:
@@ -112,8 +112,10 @@ class Worker:
         async with self._window_lock:
             await self.clock.sync()
             await self._expire()
-            for job in self.backlog.due(time.monotonic()):
-                self.backlog.wait(job)  # the claim tells whether it is free now
+            due = self.backlog.due(time.monotonic())
+            for job in due:
+                self.backlog.wait(job)
+            await self._look(due)
             await self._join()
             await self._look(self.backlog.fresh(LOOK))
 
@@ -157,7 +159,7 @@ class Worker:
                 log.warning("a message without a row was dropped", action="row_missing", task_id=job.task_id)
             self.backlog.done(job)
             return False
-        lease = held.lease_ms / 1000 if held.state is State.RUNNING else 0.0
+        lease = min(held.lease_ms / 1000, LONGEST_HOLD) if held.state is State.RUNNING else 0.0
         late = held.deadline_ms is not None and held.deadline_ms <= 0
         wait = max(lease, held.not_before_ms / 1000)
         if wait > 0 or late or again:

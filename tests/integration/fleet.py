@@ -189,3 +189,17 @@ class Fleet:
 def kill(member: Member) -> None:
     """Pull the plug on one member: no handler runs, its engine child must notice by itself."""
     os.kill(member.process.pid, signal.SIGKILL)
+
+
+def children_of_session(session: int) -> list[int]:
+    """Live processes of a session (each member was started in its own)."""
+    alive = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] != "Z":
+                alive.append(int(entry.name))
+    return alive

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import signal
-from pathlib import Path
 
 from PIL import Image
 
 from streamapp.postprocess import read_recipe
-from tests.integration.fleet import Fleet, Member, kill, until
+from tests.integration.fleet import Fleet, Member, children_of_session, kill, until
 
 PROMPTS = ["a cute panda", "a red apple", "a blue car on a yellow background", "a green frog", "a rocket", "a pizza"]
 
@@ -91,17 +90,3 @@ async def test_the_fleet_draws_grows_shrinks_and_survives_a_kill(fleet: Fleet) -
         return not children_of_session(victim.process.pid)
 
     await until(no_orphan, within=10, what="the killed worker's engine child ends")
-
-
-def children_of_session(session: int) -> list[int]:
-    """Live processes of a session (each member was started in its own)."""
-    alive = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            if int(fields[3]) == session and fields[0] != "Z":
-                alive.append(int(entry.name))
-    return alive
