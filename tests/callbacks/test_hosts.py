@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from streamapp import callbacks as module
+from streamapp.db.delivery import host_of
 from tests.callbacks.conftest import Desk, Receiver, until
 
 
@@ -86,3 +87,18 @@ async def test_a_slow_host_does_not_hold_others(desk: Desk, receiver: Receiver) 
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     assert sorted(receiver.ids()) == sorted(slow + quick)
+
+
+async def test_older_webhooks_of_a_busy_host_are_passed_over_in_the_database(desk: Desk) -> None:
+    """However many they are, and however the host is spelled; a host whose name only begins alike is another."""
+    busy = "http://busy.test"
+    for number, rest in enumerate(["", "/", "?x", "#x", "/a", "/b/c", "/é", "//"] * 5):
+        await desk.due(f"a{number:02}", (busy if number % 2 else "HTTP://Busy.TEST") + rest)
+    others = [
+        await desk.due(f"b{number}", url)
+        for number, url in enumerate(["http://busy.tester/", "http://busy.test:81/", "https://busy.test/"])
+    ]
+    claimed = await desk.delivery.due_callbacks(3, 60, per_host=1, sending={busy: 1})
+    assert [call.event_id for call in claimed] == others
+    [one] = await desk.delivery.due_callbacks(3, 60, per_host=1, sending={})
+    assert host_of(one.url) == busy
