@@ -13,22 +13,19 @@ from tests.callbacks.conftest import Receiver
 from tests.integration.fleet import Fleet, kill, until
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
+ENV = {
+    "STREAMAPP_PARTITIONS": "4",
+    "STREAMAPP_ENGINE": "fake",
+    "STREAMAPP_WEBHOOK_SECRET": SECRET,
+    "STREAMAPP_ALLOW_PRIVATE_CALLBACKS": "true",
+}
 
 
 async def test_each_task_calls_back_once_although_a_sender_is_killed(
     tmp_path: Path, receiver: Receiver, kafka_url: str, mariadb_url: str, s3_env: dict[str, str]
 ) -> None:
-    env = {
-        "STREAMAPP_BROKER": kafka_url,
-        "STREAMAPP_DATABASE": mariadb_url,
-        "STREAMAPP_DATA_DIR": str(tmp_path / "data"),
-        "STREAMAPP_APP_ID": f"hooks-{tmp_path.name}",
-        "STREAMAPP_PARTITIONS": "4",
-        "STREAMAPP_ENGINE": "fake",
-        "STREAMAPP_WEBHOOK_SECRET": SECRET,
-        "STREAMAPP_ALLOW_PRIVATE_CALLBACKS": "true",
-        **s3_env,
-    }
+    env = {**ENV, "STREAMAPP_BROKER": kafka_url, "STREAMAPP_DATABASE": mariadb_url, **s3_env}
+    env |= {"STREAMAPP_DATA_DIR": str(tmp_path / "data"), "STREAMAPP_APP_ID": f"hooks-{tmp_path.name}"}
     receiver.answers["/hook"] = [500, 500, 200]
     async with Fleet(env, tmp_path) as fleet:
         for arguments in (("topics", "create"), ("db", "upgrade")):
