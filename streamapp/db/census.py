@@ -44,6 +44,11 @@ class Sampled(Generic[T]):
             return await asyncio.shield(self._running)
         return cast("T", self._value)
 
+    async def fresh(self) -> T:
+        """The last figure, or the new one where a renewal is due or under way: for what must not rest on an old one."""
+        value = await self.value()
+        return value if self._running is None or self._running.done() else await asyncio.shield(self._running)
+
     async def _renew(self) -> T:
         started = time.monotonic()
         try:
@@ -93,6 +98,9 @@ class Census:
         """Tasks queued, at most ``limit``: a recent count plus what this process added since."""
         sampled = self._queued.setdefault(limit, Sampled(self._database, lambda: self._count_queued(limit)))
         count, created = await sampled.value()
+        if count + self._created() - created >= limit:
+            # Nobody is turned away for what waited an hour ago.
+            count, created = await sampled.fresh()
         return min(limit, count + self._created() - created)
 
     async def _count_queued(self, limit: int) -> tuple[int, int]:
