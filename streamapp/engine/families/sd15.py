@@ -20,6 +20,7 @@ from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Picture
 from streamapp.engine.families import Device
 from streamapp.engine.sample import Sample
+from streamapp.engine.single_file import Components, read_single_file
 from streamapp.engine.solver import RANDN, Schedule, schedule_for, update
 
 FACTOR = 8
@@ -28,26 +29,33 @@ CACHE_BYTES = 64 * 1024**2
 
 
 def load(path: Path, device: Device, options: Mapping[str, Any]) -> StableDiffusion1:
-    """Load a diffusers folder without any network.
+    """Load a diffusers folder or a single safetensors file in the published layout, without any network.
 
     Raises:
         EngineError: ``load_failed`` with what is missing or unreadable.
     """
+    del options
+    torch.set_num_threads(device.threads)
+    dtype = getattr(torch, device.dtype)
+    parts = read_single_file(path, dtype) if path.is_file() else _read_folder(path, dtype)
+    for module in (parts.text, parts.unet, parts.vae):
+        module.to(device.name).eval().requires_grad_(False)
+    return StableDiffusion1(device, parts.tokenizer, parts.text, parts.unet, parts.vae, parts.scheduler)
+
+
+def _read_folder(path: Path, dtype: torch.dtype) -> Components:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    del options
-    torch.set_num_threads(device.threads)
     if not (path / "model_index.json").is_file():
         raise EngineError("load_failed", f"{path.name} is not a diffusers folder: it has no model_index.json")
-    dtype = getattr(torch, device.dtype)
     weights: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+    # Typed as callable on instances only; they are plain class methods.
+    unet_class: Any = UNet2DConditionModel
+    vae_class: Any = AutoencoderKL
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            # Typed as callable on instances only; they are plain class methods.
-            unet_class: Any = UNet2DConditionModel
-            vae_class: Any = AutoencoderKL
             tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
             text: Any = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=dtype, **weights)
             unet = unet_class.from_pretrained(path / "unet", torch_dtype=dtype, **weights)
@@ -56,9 +64,7 @@ def load(path: Path, device: Device, options: Mapping[str, Any]) -> StableDiffus
         scheduler = orjson.loads((path / "scheduler" / "scheduler_config.json").read_bytes())
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise EngineError("load_failed", f"{path.name}: {error}") from error
-    for module in (text, unet, vae):
-        module.to(device.name).eval().requires_grad_(False)
-    return StableDiffusion1(device, tokenizer, text, unet, vae, scheduler)
+    return Components(tokenizer, text, unet, vae, scheduler)
 
 
 class StableDiffusion1:

@@ -1,0 +1,124 @@
+"""Reads a checkpoint that is one safetensors file in the published layout, without any network.
+
+Components are built empty and every parameter is then taken from the file: what the file lacks is named, nothing keeps
+a random value. Names are converted by diffusers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from streamapp.engine.architectures import Architecture, architecture_of
+from streamapp.engine.clip_vocabulary import clip_tokenizer
+from streamapp.engine.errors import EngineError
+
+VAE = "first_stage_model."
+TEXT = "cond_stage_model."
+#: Names of missing parameters that a message lists.
+NAMED = 5
+
+
+@dataclass(frozen=True)
+class Components:
+    """A checkpoint's parts, as a diffusers folder would give them."""
+
+    tokenizer: Any
+    text: Any
+    unet: Any
+    vae: Any
+    scheduler: dict[str, Any]
+
+
+def read_single_file(
+    path: Path,
+    dtype: torch.dtype,
+    *,
+    architecture: Architecture | None = None,
+    tokenizer: Callable[[], Any] = clip_tokenizer,
+) -> Components:
+    """The components of a Stable Diffusion 1 or 2 file; the VAE in float32, the others in ``dtype``.
+
+    Raises:
+        EngineError: ``load_failed`` naming what is missing or of a wrong shape.
+    """
+    import diffusers
+    from diffusers.loaders import single_file_utils
+
+    # Typed as Any: diffusers annotates neither its converters nor its models' constructors.
+    models: Any = diffusers
+    convert: Any = single_file_utils
+    state = _read(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    parts = architecture or architecture_of(shapes, path.name)
+    for prefix, what in ((VAE, "VAE"), (TEXT, "text encoder")):
+        if not any(name.startswith(prefix) for name in state):
+            raise EngineError("load_failed", f"{path.name} has no {what}: it holds a part of a checkpoint only")
+    with torch.device("meta"):
+        unet: Any = models.UNet2DConditionModel(**parts.unet)
+        vae: Any = models.AutoencoderKL(**parts.vae)
+    _fill(unet, convert.convert_ldm_unet_checkpoint(state, dict(unet.config)), dtype, f"{path.name}: U-Net")
+    _fill(vae, convert.convert_ldm_vae_checkpoint(state, dict(vae.config)), torch.float32, f"{path.name}: VAE")
+    text = _text(parts, state, dtype, path.name)
+    return Components(tokenizer(), text, unet, vae, {**parts.scheduler, **_prediction(state)})
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors, as views of the mapped file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (OSError, SafetensorError) as error:
+        raise EngineError("load_failed", f"{path.name}: {error}") from error
+
+
+def _text(parts: Architecture, state: Mapping[str, torch.Tensor], dtype: torch.dtype, name: str) -> Any:
+    from diffusers.loaders import single_file_utils
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    convert: Any = single_file_utils
+    config: Any = CLIPTextConfig(**parts.text)
+    with torch.device("meta"):
+        text: Any = CLIPTextModel(config)
+    if parts.open_clip:
+        converted = convert.convert_open_clip_checkpoint(text, state)
+    else:
+        converted = convert.convert_ldm_clip_checkpoint(state)
+    # A table of 0, 1, 2 … that older files keep as a parameter, and the projection that pictures are compared by.
+    for extra in ("text_model.embeddings.position_ids", "text_projection.weight"):
+        converted.pop(extra, None)
+    _fill(text, converted, dtype, f"{name}: text encoder")
+    embeddings = text.text_model.embeddings
+    embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
+    return text
+
+
+def _prediction(state: Iterable[str]) -> dict[str, Any]:
+    """What trainers of v-prediction models mark with empty tensors (``v_pred``, ``ztsnr``)."""
+    marks = set(state)
+    return ({"prediction_type": "v_prediction"} if "v_pred" in marks else {}) | (
+        {"rescale_betas_zero_snr": True} if "ztsnr" in marks else {}
+    )
+
+
+def _fill(module: Any, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, what: str) -> None:
+    """Give an empty module its weights, every one of them and nothing else.
+
+    Raises:
+        EngineError: ``load_failed`` with the first names that are missing, unknown or of another shape.
+    """
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    missing = sorted(wanted.keys() - tensors.keys())
+    unknown = sorted(tensors.keys() - wanted.keys())
+    other = sorted(name for name in wanted.keys() & tensors.keys() if wanted[name] != tuple(tensors[name].shape))
+    for problem, names in (("lacks", missing), ("has unknown", unknown), ("has another shape of", other)):
+        if names:
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            raise EngineError("load_failed", f"{what} {problem} {', '.join(names[:NAMED])}{more}")
+    # Copies: the file may be replaced while its weights are in use.
+    module.load_state_dict({name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}, assign=True)
