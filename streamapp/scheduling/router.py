@@ -39,15 +39,19 @@ class Router:
     def partition(self, topic: str, message: TaskMessage, statuses: Iterable[WorkerStatus]) -> int:
         """The partition of ``topic`` whose owner would finish ``message`` first; a hash while no owner is known."""
         self._refresh(statuses)
-        owners = [owner for owner in self._owners.values() if owner.status.partitions.get(topic)]
+        owners = [owner for owner in self._owners.values() if self._owned(owner.status, topic)]
         if not owners:
             return zlib.crc32(message.task_id.encode()) % self.partitions
         best = min(owners, key=lambda owner: (self._finish(owner, message), owner.status.worker_id))
         best.sent += message.cost
-        owned = best.status.partitions[topic]
+        owned = self._owned(best.status, topic)
         turn = best.turn.get(topic, zlib.crc32(best.status.worker_id.encode()))
         best.turn[topic] = turn + 1
         return owned[turn % len(owned)]
+
+    def _owned(self, status: WorkerStatus, topic: str) -> list[int]:
+        """Partitions that exist: a worker with other settings, or a foreign record, may tell of more."""
+        return [number for number in status.partitions.get(topic, ()) if number < self.partitions]
 
     def _refresh(self, statuses: Iterable[WorkerStatus]) -> None:
         """Take over newer statuses; forget workers that are gone or leave."""

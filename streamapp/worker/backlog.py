@@ -105,6 +105,10 @@ class Backlog:
             if held.urgent != receipt.tp.topic.endswith("_urgent"):
                 self._shares[held.urgent].jobs -= 1
                 self._shares[not held.urgent].jobs += 1
+            if held.receipt[:2] != receipt[:2]:
+                # Another message of the same task, not the same one again: it alone stands for the task now, and the
+                # offset of the former must not stop the commit for ever.
+                held.receipt.ack()
             held.receipt = receipt
             return False
         job = Job(message, receipt, now)

@@ -10,12 +10,13 @@ from tests.worker.support import Acks, message
 def test_a_second_event_for_a_held_job_replaces_the_event_to_ack() -> None:
     backlog, acks = Backlog(10), Acks()
     assert backlog.add(message("t1"), acks.receipt(offset=3), 0.0) is True
-    assert backlog.add(message("t1"), acks.receipt(partition=2, offset=9), 1.0) is False
+    again = Acks()
+    assert backlog.add(message("t1"), again.receipt(offset=3), 1.0) is False
     job = backlog.get("t1")
     assert job is not None
     backlog.done(job)
     backlog.done(job)
-    assert acks.acked == [(TP("sd15_tasks", 2), 9)]
+    assert (acks.acked, again.acked) == ([], [(TP("sd15_tasks", 0), 3)])
     assert len(backlog) == 0
 
 
@@ -118,3 +119,22 @@ def test_a_foreign_priority_does_not_break_the_order() -> None:
     chosen = backlog.waiting.next(0.0)
     assert chosen is not None
     assert chosen.task_id == "high"
+
+
+def test_of_two_messages_of_one_task_the_newer_stands_for_it_and_the_older_is_acked() -> None:
+    """As when an outbox produced twice: un-acked for ever, the older would stop the commits of its partition."""
+    backlog, acks = Backlog(10), Acks()
+    backlog.add(message("t"), acks.receipt(partition=0, offset=4), 0.0)
+    assert not backlog.add(message("t"), acks.receipt(partition=1, offset=2), 0.0)
+    assert acks.acked == [(TP("sd15_tasks", 0), 4)]
+    job = backlog.get("t")
+    assert job is not None
+    backlog.done(job)
+    assert acks.acked[1:] == [(TP("sd15_tasks", 1), 2)]
+
+
+def test_the_same_message_again_is_not_acked_before_its_task_is_done() -> None:
+    backlog, acks = Backlog(10), Acks()
+    for _ in range(2):
+        backlog.add(message("t"), acks.receipt(offset=4), 0.0)
+    assert acks.acked == []
