@@ -1,4 +1,4 @@
-"""``/openapi.json`` (OpenAPI 3.1) from the very models that check requests, and ``/docs`` for people."""
+"""``/openapi.json`` (OpenAPI 3.1) from the very models that check requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from streamapp import __version__
 from streamapp.db import State
 from web.answers import API, raw
 from web.bodies import Generate
-from web.page import page
 
 REFS = "#/components/schemas/{model}"
 #: Statuses that every part of the API may answer with.
@@ -25,15 +24,13 @@ TIME = {"type": ["string", "null"], "format": "date-time"}
 
 
 def attach(app: Any) -> None:
-    """Add the routes."""
+    """Add the route."""
     document = build()
 
     async def openapi(_: web.Request) -> web.Response:
         return raw(document)
 
-    router = app.web.web_app.router
-    router.add_get("/openapi.json", openapi)
-    router.add_get("/docs", page("docs.html"))
+    app.web.web_app.router.add_get("/openapi.json", openapi)
 
 
 def build() -> dict[str, Any]:

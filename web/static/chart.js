@@ -1,96 +1,138 @@
-// Pictures per minute as bars, failed tasks on top of them; plain SVG.
-const NS = "http://www.w3.org/2000/svg";
-const MINUTE = 60000;
-const SHOWN = 60;
-const HEIGHT = 180;
-const LEFT = 34;
-const BOTTOM = 22;
-const TOP = 8;
-let last = null;
+// Images per minute over the last hour, as stacked bars; read with the pointer, or with the arrow keys.
 
-function shape(name, attributes, text) {
-  const node = document.createElementNS(NS, name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, String(value));
-  if (text !== undefined) node.textContent = text;
-  return node;
+import { attr, byId, reconcile, s, text } from "./dom.js";
+import { clock, count, span } from "./format.js";
+import { serviceNow } from "./api.js";
+
+const MINUTES = 60;
+const MINUTE = 60000;
+const HEIGHT = 240;
+const PAD = { left: 40, right: 8, top: 12, bottom: 26 };
+
+let buckets = [];
+let chosen = null;
+let drawn = null;
+
+/** Show the minutes of the last hour. */
+export function showChart(rows) {
+  const last = Math.floor(serviceNow() / MINUTE) * MINUTE;
+  const byStart = new Map();
+  for (const row of rows) {
+    if (row.window !== "minute") continue;
+    const sum = byStart.get(row.start) || { images: 0, finished: 0, failed: 0, submitted: 0, denoise: 0 };
+    for (const name of ["images", "finished", "failed", "submitted"]) sum[name] += row[name] || 0;
+    sum.denoise += row.seconds?.denoise || 0;
+    byStart.set(row.start, sum);
+  }
+  buckets = Array.from({ length: MINUTES }, (_, i) => {
+    const start = last - (MINUTES - 1 - i) * MINUTE;
+    return { start, ...(byStart.get(start) || { images: 0, finished: 0, failed: 0, submitted: 0, denoise: 0 }) };
+  });
+  draw();
 }
 
-// A round number at or above the largest value, which the axis ends at.
+/** A round number at or above `value`, at least 4, that four steps divide well. */
 function ceiling(value) {
   if (value <= 4) return 4;
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 4, 5, 8, 10].map((step) => step * power).find((step) => step >= value);
+  return [1, 2, 4, 6, 8, 10].map((step) => step * power).find((top) => top >= value);
 }
 
-function perMinute(windows, now) {
-  const end = Math.floor(now / MINUTE) * MINUTE;
-  const rows = Array.from({ length: SHOWN }, (_, index) => ({ start: end - (SHOWN - 1 - index) * MINUTE, done: 0, failed: 0 }));
-  for (const row of windows) {
-    const place = row.window === "minute" ? SHOWN - 1 - (end - row.start) / MINUTE : -1;
-    if (rows[place]) {
-      rows[place].done += row.images;
-      rows[place].failed += row.failed;
-    }
-  }
-  return rows;
-}
-
-const clock = (ms) => new Date(ms).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
-
-export function drawChart(box, windows, now) {
-  const rows = perMinute(windows, now);
-  const width = Math.max(260, box.clientWidth);
-  const key = JSON.stringify([width, rows]);
-  if (key === last) return;
-  last = key;
-  const top = ceiling(Math.max(...rows.map((row) => row.done + row.failed)));
-  const total = rows.reduce((sum, row) => sum + row.done, 0);
-  const failed = rows.reduce((sum, row) => sum + row.failed, 0);
-  const plot = HEIGHT - TOP - BOTTOM;
-  const y = (value) => TOP + plot * (1 - value / top);
-  const slot = (width - LEFT) / SHOWN;
-  const bar = Math.max(2, slot - Math.min(2, slot * 0.3));
-  const svg = shape("svg", {
-    viewBox: `0 0 ${width} ${HEIGHT}`, role: "img",
-    "aria-label": `${total} pictures and ${failed} failed tasks in the last ${SHOWN} minutes`,
+function frame(box) {
+  const svg = s("svg", { class: "chart-svg", tabindex: 0, role: "img" },
+    s("g", { class: "grid" }), s("g", { class: "bars" }), s("g", { class: "axis" }),
+    s("rect", { class: "chart-hover", visibility: "hidden" }));
+  svg.addEventListener("pointermove", (event) => choose(indexAt(event)));
+  svg.addEventListener("pointerleave", () => choose(null));
+  svg.addEventListener("blur", () => choose(null));
+  svg.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1, Home: -MINUTES, End: MINUTES }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    choose(Math.max(0, Math.min(MINUTES - 1, (chosen ?? MINUTES - 1) + (chosen === null ? 0 : step))));
   });
-  for (const part of [0, 0.5, 1]) {
-    const at = y(top * part);
-    svg.append(shape("line", { x1: LEFT, x2: width, y1: at, y2: at, class: part ? "grid" : "base" }));
-    svg.append(shape("text", { x: LEFT - 8, y: at + 4, "text-anchor": "end" }, String(top * part)));
-  }
-  const tip = document.createElement("div");
-  tip.className = "tip";
-  tip.hidden = true;
-  rows.forEach((row, index) => {
-    const x = LEFT + index * slot;
-    if (new Date(row.start).getMinutes() % 15 === 0 && x > LEFT + 14 && x < width - 18) {
-      svg.append(shape("text", { x: x + slot / 2, y: HEIGHT - 5, "text-anchor": "middle" }, clock(row.start)));
-    }
-    const group = shape("g", { class: "bar" });
-    group.append(shape("rect", { x, y: TOP, width: slot, height: plot, class: "hit" }));
-    const round = Math.min(2, bar / 2);
-    if (row.done) {
-      group.append(shape("rect", { x: x + (slot - bar) / 2, y: y(row.done), width: bar, height: y(0) - y(row.done), rx: round, class: "done" }));
-    }
-    if (row.failed) {
-      const from = y(row.done) - (row.done ? 2 : 0);
-      const height = Math.max(2, y(0) - y(row.failed));
-      group.append(shape("rect", { x: x + (slot - bar) / 2, y: from - height, width: bar, height, rx: round, class: "failed" }));
-    }
-    group.addEventListener("pointerenter", () => {
-      tip.hidden = false;
-      tip.textContent = `${clock(row.start)}  ${row.done} pictures${row.failed ? `, ${row.failed} failed` : ""}`;
-      tip.style.left = `${Math.min(width - 80, Math.max(80, x + slot / 2))}px`;
+  box.append(svg);
+  new ResizeObserver(draw).observe(box);
+  return svg;
+}
+
+function indexAt(event) {
+  const area = drawn.getBoundingClientRect();
+  const index = Math.floor(((event.clientX - area.left - PAD.left) / (area.width - PAD.left - PAD.right)) * MINUTES);
+  return index >= 0 && index < MINUTES ? index : null;
+}
+
+function draw() {
+  const box = byId("chart");
+  drawn ||= frame(box);
+  if (!buckets.length) return;
+  const width = Math.max(240, Math.round(box.clientWidth));
+  const inner = { width: width - PAD.left - PAD.right, height: HEIGHT - PAD.top - PAD.bottom };
+  const top = ceiling(Math.max(...buckets.map((bucket) => bucket.images + bucket.failed)));
+  const y = (value) => PAD.top + inner.height * (1 - value / top);
+  const slot = inner.width / MINUTES;
+  attr(drawn, "viewBox", `0 0 ${width} ${HEIGHT}`);
+  attr(drawn, "aria-label", summary());
+  const [grid, bars, axis] = drawn.children;
+  reconcile(grid, [0, 1, 2, 3, 4], (i) => i,
+    () => s("g", {}, s("line", {}), s("text", {})),
+    (node, i) => {
+      const [line, label] = node.children;
+      const at = Math.round(y((top * i) / 4)) + 0.5;
+      set(line, { x1: PAD.left, x2: width - PAD.right, y1: at, y2: at });
+      set(label, { x: PAD.left - 8, y: at + 4, "text-anchor": "end" });
+      text(label, (top * i) / 4);
     });
-    group.addEventListener("pointerleave", () => { tip.hidden = true; });
-    svg.append(group);
-  });
-  box.replaceChildren(svg, tip);
-  if (!total && !failed) {
-    const none = document.createElement("p");
-    none.className = "none";
-    none.textContent = "Nothing was drawn in the last hour.";
-    box.append(none);
+  reconcile(bars, buckets.map((bucket, i) => ({ ...bucket, i })), (bucket) => bucket.i,
+    () => s("g", {}, s("rect", { class: "bar-done", rx: 1.5 }), s("rect", { class: "bar-failed", rx: 1.5 })),
+    (node, bucket) => {
+      const x = PAD.left + bucket.i * slot + slot * 0.12;
+      const [done, failed] = node.children;
+      column(done, x, slot * 0.76, y(bucket.images), y(0));
+      column(failed, x, slot * 0.76, y(bucket.images + bucket.failed), y(bucket.images));
+    });
+  const marks = buckets.map((bucket, i) => ({ i, start: bucket.start }))
+    .filter(({ start }) => (start / MINUTE) % (width < 480 ? 20 : 10) === 0);
+  reconcile(axis, marks, (mark) => mark.start, () => s("text", { "text-anchor": "middle" }),
+    (node, mark) => {
+      set(node, { x: Math.max(PAD.left + 14, Math.min(width - 20, PAD.left + (mark.i + 0.5) * slot)), y: HEIGHT - 7 });
+      text(node, clock(mark.start));
+    });
+  choose(chosen);
+}
+
+function column(rect, x, width, from, to) {
+  set(rect, { x: x.toFixed(2), width: width.toFixed(2), y: from.toFixed(2), height: Math.max(0, to - from).toFixed(2) });
+}
+
+function set(node, values) {
+  for (const [name, value] of Object.entries(values)) attr(node, name, value);
+}
+
+/** Mark a minute and say what happened in it; `null` says what happened in the hour. */
+function choose(index) {
+  chosen = index;
+  const mark = drawn.lastElementChild;
+  if (!buckets.length) return;
+  if (index === null) {
+    attr(mark, "visibility", "hidden");
+    text(byId("chart-say"), summary());
+    return;
   }
+  const width = Number(drawn.getAttribute("viewBox").split(" ")[2]);
+  const slot = (width - PAD.left - PAD.right) / MINUTES;
+  set(mark, { x: PAD.left + index * slot, width: slot, y: PAD.top, height: HEIGHT - PAD.top - PAD.bottom, visibility: "visible" });
+  const bucket = buckets[index];
+  const said = [`${clock(bucket.start)}  ${count(bucket.images, "image")} of ${count(bucket.finished, "task")}`,
+    bucket.failed && `${bucket.failed} failed`, `${bucket.submitted} submitted`,
+    bucket.finished > 0 && bucket.denoise > 0 && `${span(bucket.denoise / bucket.finished)} of denoising a task`];
+  text(byId("chart-say"), said.filter(Boolean).join(" · "));
+}
+
+function summary() {
+  const images = buckets.reduce((total, bucket) => total + bucket.images, 0);
+  const failed = buckets.reduce((total, bucket) => total + bucket.failed, 0);
+  if (!images && !failed) return "Nothing was drawn in the last hour.";
+  const best = Math.max(...buckets.map((bucket) => bucket.images));
+  return `${count(images, "image")} in the last hour, ${best} in the best minute${failed ? `, ${count(failed, "task")} failed` : ""}.`;
 }
