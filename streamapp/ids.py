@@ -23,6 +23,12 @@ def new_task_id(now_ms: int | None = None) -> str:
     return f"img-{date}-{_base32(now % DAY_MS, 6)}{_base32(secrets.randbits(50), 10)}"
 
 
+def first_id_at(now_ms: int) -> str:
+    """What every id made at that millisecond or later sorts behind, and every earlier one before."""
+    date = datetime.fromtimestamp(now_ms / 1000, UTC).strftime("%Y%m%d")
+    return f"img-{date}-{_base32(now_ms % DAY_MS, 6)}"
+
+
 def is_task_id(text: str) -> bool:
     """Whether ``text`` has the form of an id made here."""
     return TASK_ID.match(text) is not None

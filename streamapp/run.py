@@ -27,6 +27,7 @@ from streamapp import topics
 from streamapp.app import StreamApp, create_app
 from streamapp.db import revision
 from streamapp.errors import AppError, ConfigError, Unavailable
+from streamapp.retention import purge
 from streamapp.runtime import close_runtime, open_runtime
 from streamapp.settings import Settings
 from streamapp.telemetry import configure_logging, get_logger
@@ -116,6 +117,7 @@ class Process:
             self._supervise(make())
         await self._reach_schema()
         runtime.outbox.start()
+        self._supervise(purge(runtime))
         await self._reach_broker()
         app.finalize()
         await asyncio.to_thread(app.conf.datadir.mkdir, parents=True, exist_ok=True)

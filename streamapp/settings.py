@@ -100,6 +100,7 @@ class Settings(BaseSettings):
     lookahead: Count = 20_000
     max_queued: Count = 1_000_000
     spool_bytes: Count = 256 * 1024**2
+    keep_days: float = Field(30.0, ge=0)
     max_attempts: Count = 3
     fallback_models: Annotated[tuple[str, ...], NoDecode] = ()
     max_images: int = Field(100, ge=1, le=100)

@@ -66,6 +66,8 @@ MEANING: dict[str, dict[str, str]] = {
         "lookahead": "Most jobs that one worker holds; priorities and fairness end where it ends.",
         "max_queued": "Above this many waiting tasks a submit is answered 429.",
         "spool_bytes": "Finished pictures that one worker keeps while the storage is away; above it, nothing is drawn.",
+        "keep_days": "How long an ended task is kept, with its pictures, webhooks and dead letter; then all of them are "
+        "deleted. 0 keeps them for ever.",
         "max_attempts": "After this many failed attempts a task goes to the dead letters.",
         "fallback_models": "What draws a task of a family after its model failed for good: `FAMILY=MODEL`, separated "
         "by commas. A request may name another, or `none`; answer and recipe say what was drawn.",

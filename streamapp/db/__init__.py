@@ -5,6 +5,7 @@ from streamapp.db.database import Database, open_database
 from streamapp.db.delivery import Delivery
 from streamapp.db.letters import DeadLetters, Letter
 from streamapp.db.registry import Registry
+from streamapp.db.retention import Past, Retention
 from streamapp.db.rows import (
     Callback,
     CallbackState,
@@ -47,8 +48,10 @@ __all__ = [
     "Lost",
     "ModelRow",
     "NewTask",
+    "Past",
     "Produced",
     "Registry",
+    "Retention",
     "State",
     "TaskRow",
     "Tasks",
