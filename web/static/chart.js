@@ -31,11 +31,11 @@ export function showChart(rows) {
   draw();
 }
 
-/** A round number at or above `value`, at least 4, that four steps divide well. */
+/** Four whole, round steps that reach `value`. */
 function ceiling(value) {
   if (value <= 4) return 4;
-  const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 4, 6, 8, 10].map((step) => step * power).find((top) => top >= value);
+  const power = 10 ** Math.floor(Math.log10(value / 4));
+  return 4 * [1, 2, 3, 5, 10].map((step) => step * power).find((step) => 4 * step >= value);
 }
 
 function frame(box) {

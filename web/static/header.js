@@ -84,10 +84,10 @@ export function showTotals(data) {
   text(byId("total-running"), number(queue ? queue.running || 0 : NaN));
   text(byId("note-running"), `${count(samples, "image")} in the engines`);
   text(byId("total-done"), number(hour.finished || 0));
-  text(byId("note-done"), [count(hour.images || 0, "image"), hour.finished && `${span(waited / hour.finished)} in the queue on average`].filter(Boolean).join(", "));
+  text(byId("note-done"), [count(hour.images || 0, "image"), hour.finished && `${span(waited / hour.finished)} mean wait`].filter(Boolean).join(", "));
   text(byId("total-failed"), number(hour.failed || 0));
   const all = (hour.failed || 0) + (hour.finished || 0);
-  text(byId("note-failed"), all ? `${((100 * (hour.failed || 0)) / all).toFixed(1)} % of what ended` : "nothing has ended");
+  text(byId("note-failed"), !all ? "no task has ended" : !hour.failed ? `none of ${count(all, "task")}` : `${((100 * hour.failed) / all).toFixed(1)} % of ${count(all, "task")}`);
   attr(byId("total-failed"), "data-tone", hour.failed ? "bad" : null);
 }
 

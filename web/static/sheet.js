@@ -58,14 +58,14 @@ function build(id) {
   });
   return h("div", { class: "sheet-parts" },
     h("p", { class: "sheet-line" }, h("span", { class: "badge", "data-part": "state" }), h("span", { class: "mono quiet", "data-part": "id" }, id)),
-    h("p", { class: "field-error", "data-part": "error", role: "alert" }),
-    h("div", { "data-part": "progress" }, progress, h("p", { class: "quiet", "data-part": "position" })),
-    h("ul", { class: "sheet-pictures", "data-part": "pictures" }),
     h("blockquote", { class: "sheet-text", "data-part": "text" }),
+    h("p", { class: "field-error", "data-part": "error", role: "alert" }),
+    h("div", { "data-part": "progress", hidden: true }, progress, h("p", { class: "quiet", "data-part": "position" })),
+    h("ul", { class: "sheet-pictures", "data-part": "pictures" }),
     h("ul", { class: "sheet-notes", "data-part": "notes" }),
     h("div", { class: "actions" }, cancel),
     h("section", { "data-part": "timings-part", hidden: true }, h("h3", {}, "Where the time went"), h("ul", { class: "stages", "data-part": "timings" })),
-    h("section", {}, h("h3", {}, "Facts"), h("dl", { class: "lines", "data-part": "facts" })),
+    h("section", { "data-part": "facts-part", hidden: true }, h("h3", {}, "Facts"), h("dl", { class: "lines", "data-part": "facts" })),
     h("section", { "data-part": "history-part", hidden: true }, h("h3", {}, "Earlier attempts"), h("ol", { class: "sheet-history", "data-part": "history" })),
     h("section", { "data-part": "recipe-part", hidden: true },
       h("header", { class: "panel-head" }, h("h3", {}, "Recipe"),
@@ -137,6 +137,7 @@ function facts(at, task) {
     ["Callback", task.callback_url],
     ["Error code", task.error?.code],
   ].filter(([, value]) => value);
+  show(at["facts-part"], known.length > 0);
   reconcile(at.facts, known, ([name]) => name,
     ([name]) => h("div", {}, h("dt", {}, name), h("dd", { "data-part": "value" })),
     (node, [, value]) => text(parts(node).value, value));

@@ -1,7 +1,7 @@
 // The newest tasks as a grid; one click opens the whole story.
 
 import { attr, bar, byId, fill, h, parts, reconcile, show, text } from "./dom.js";
-import { ago, count, ended, full, span, toMs, tone } from "./format.js";
+import { ago, ended, full, span, toMs, tone } from "./format.js";
 import { serviceNow } from "./api.js";
 import { openSheet } from "./sheet.js";
 
@@ -36,13 +36,11 @@ function create(task) {
   const progress = bar("Progress");
   progress.dataset.part = "bar";
   return h("li", { class: "task" },
-    h("div", { class: "thumb", "data-part": "thumb" }, h("span", { class: "thumb-say", "data-part": "say", "aria-hidden": "true" })),
+    h("div", { class: "thumb", "data-part": "thumb" }, h("span", { class: "thumb-say", "data-part": "say" }), progress),
     h("div", { class: "task-body" },
       open,
-      h("p", { class: "task-line" }, h("span", { class: "badge", "data-part": "state" }), h("span", { class: "quiet", "data-part": "age" })),
-      progress,
-      h("p", { class: "quiet task-line" }, h("span", { class: "cut", "data-part": "model" }),
-        h("a", { class: "picture-link", "data-part": "link", target: "_blank", rel: "noopener" }, "Picture"))));
+      h("p", { class: "task-line" }, h("span", { class: "badge", "data-part": "state" }), h("span", { class: "quiet", "data-part": "took" })),
+      h("p", { class: "quiet task-line" }, h("span", { class: "cut", "data-part": "model" }), h("span", { "data-part": "age" }))));
 }
 
 function update(node, task) {
@@ -58,15 +56,13 @@ function update(node, task) {
   text(at.age, ago(when, serviceNow()));
   attr(at.age, "title", full(when));
   fill(at.bar, (task.progress || 0) / 100);
-  attr(at.bar, "data-idle", over ? "yes" : null);
+  show(at.bar, !over);
   const n = task.batch_size || task.images?.length || 1;
-  text(at.model, [task.model, n > 1 && count(n, "image"), took(task)].filter(Boolean).join(" · "));
+  text(at.model, n > 1 ? `${n} × ${task.model}` : task.model);
+  text(at.took, over ? took(task) : task.worker_id);
   showPicture(at.thumb, image?.url, words);
-  text(at.say, image ? "" : { failed: "failed", cancelled: "cancelled", expired: "expired" }[task.status] || "");
+  text(at.say, image ? "" : task.status === "running" ? `${Math.floor(task.progress || 0)} %` : task.error?.message || "");
   attr(at.thumb, "data-state", image ? "drawn" : task.status);
-  show(at.link, Boolean(image));
-  attr(at.link, "href", image?.url ?? null);
-  attr(at.link, "aria-label", `Open the picture of “${words}”`);
 }
 
 function took(task) {

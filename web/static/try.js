@@ -39,7 +39,7 @@ export async function loadChoices() {
   byId("try-model").replaceChildren(...models.map((model) => h("option", { value: model.name }, model.title || model.name)));
   show(byId("try-model-field"), models.length > 1);
   const native = models[0]?.native;
-  if (models.length === 1 && native) text(byId("try-resolution").options[0], `Native, ${native}`);
+  if (models.length === 1 && native) text(byId("try-resolution").options[0], `${native}, native`);
 }
 
 function read() {

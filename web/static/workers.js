@@ -1,6 +1,6 @@
 // Workers, what they hold, and which weights are resident where.
 
-import { attr, bar, byId, fill, h, parts, reconcile, show, text } from "./dom.js";
+import { attr, byId, h, parts, reconcile, show, text } from "./dom.js";
 import { ago, count, full, number, ranges, span, tier, toMs, tone } from "./format.js";
 import { serviceNow } from "./api.js";
 
@@ -14,27 +14,34 @@ const part = (name, ...more) => h("dd", { "data-part": name }, ...more);
 const fact = (title, name) => h("div", {}, h("dt", {}, title), part(name));
 
 function create(worker) {
+  const web = worker.role === "web";
   return h("li", { class: "panel worker" },
     h("header", { class: "worker-head" },
       h("h3", { class: "mono" }, worker.worker_id),
       h("span", { class: "badge", "data-part": "state" })),
     h("p", { class: "quiet", "data-part": "place" }),
-    h("dl", { class: "figures" },
+    web ? null : h("dl", { class: "figures" },
       fact("Running", "running"), fact("Jobs held", "jobs"), fact("Backlog", "seconds"), fact("Done", "done"), fact("Failed", "failed")),
     h("dl", { class: "lines" },
-      fact("Serves", "families"), fact("Partitions", "partitions"), fact("Resident", "resident"), fact("Last status", "age")));
+      web ? null : [fact("Serves", "families"), fact("Partitions", "partitions"), fact("Resident", "resident")], fact("Last status", "age")));
 }
 
 function update(node, worker) {
   const at = parts(node);
-  const web = worker.role === "web";
-  const load = Object.values(worker.backlog || {});
   const state = stateOf(worker);
   text(at.state, state.words);
   attr(at.state, "data-tone", state.tone);
-  text(at.place, [worker.host, worker.device || (web ? "views only" : ""), worker.role].filter(Boolean).join(" · "));
-  for (const name of ["running", "jobs", "done", "failed"]) text(at[name], web ? "–" : number(worker[name] ?? 0));
-  text(at.seconds, web ? "–" : span(load.reduce((total, model) => total + (model.seconds || 0), 0)));
+  text(at.place, [worker.host, worker.device, worker.role === "web" ? "views only" : worker.role].filter(Boolean).join(" · "));
+  const when = toMs(worker.at);
+  text(at.age, ago(when, serviceNow()));
+  attr(at.age, "title", full(when));
+  if (worker.role !== "web") updateWork(at, worker);
+}
+
+function updateWork(at, worker) {
+  const load = Object.values(worker.backlog || {});
+  for (const name of ["running", "jobs", "done", "failed"]) text(at[name], number(worker[name] ?? 0));
+  text(at.seconds, span(load.reduce((total, model) => total + (model.seconds || 0), 0)));
   attr(at.failed, "data-tone", worker.failed ? "bad" : null);
   text(at.families, (worker.families || []).join(", ") || "no tasks");
   text(at.partitions, owned(worker.partitions || {}));
@@ -47,9 +54,6 @@ function update(node, worker) {
       text(inside.tier, item.tier ? tier(item.tier) : "");
       attr(chip, "data-empty", item.key === "" ? "yes" : null);
     });
-  const when = toMs(worker.at);
-  text(at.age, ago(when, serviceNow()));
-  attr(at.age, "title", full(when));
 }
 
 const silence = (worker) => (serviceNow() - toMs(worker.at)) / 1000;
