@@ -11,7 +11,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from streamapp import topics
@@ -36,8 +36,8 @@ SECONDS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 class Replayed:
     """What a walk over a topic found: messages, then distinct tasks by what became of them.
 
-    ``requeued`` (with a dry run: would be), ``succeeded``, ``live`` (queued or running anyway), ``cancelled`` and
-    ``missing`` (no row) add up to ``tasks``.
+    ``requeued`` (with a dry run: would be), ``succeeded``, ``live`` (queued or running anyway), ``cancelled``,
+    ``dropped`` (from the dead letters) and ``missing`` (no row) add up to ``tasks``.
     """
 
     read: int = 0
@@ -47,6 +47,7 @@ class Replayed:
     succeeded: int = 0
     live: int = 0
     cancelled: int = 0
+    dropped: int = 0
     missing: int = 0
 
     def as_dict(self) -> dict[str, int]:
@@ -57,9 +58,6 @@ class Replayed:
         """One more task with this outcome."""
         name = {"replayed": "requeued", "queued": "live", "running": "live"}.get(outcome, outcome)
         setattr(self, name, getattr(self, name) + 1)
-
-
-OUTCOMES = tuple(field.name for field in fields(Replayed))
 
 
 async def replay_since(
@@ -74,7 +72,8 @@ async def replay_since(
 ) -> Replayed:
     """Read task topics again from ``since`` (ms since 1970) on and queue the tasks that ended without a result.
 
-    What the broker has deleted by then is not found. Cancelled tasks stay as they are unless ``cancelled``. A task
+    What the broker has deleted by then is not found. Cancelled tasks stay as they are unless ``cancelled``, and what
+    was dropped from the dead letters stays dropped. A task
     with several messages is looked at once; one that is queued or running comes to its end anyway.
 
     Raises:
@@ -99,10 +98,9 @@ async def replay_since(
             if message.task_id not in seen:
                 seen.add(message.task_id)
                 fresh.append(message.task_id)
-        for outcome in (await tasks.replay_many(fresh, states=states, dry_run=dry_run)).values():
+        for outcome in (await tasks.replay_many(fresh, states=states, dropped=False, dry_run=dry_run)).values():
             found.tasks += 1
             found.count(str(outcome))
-    log.info("topics read again", action="replayed", dry_run=dry_run, **found.as_dict())
     return found
 
 

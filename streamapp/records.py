@@ -129,6 +129,7 @@ class WorkerStatus(WireRecord):
     loras: dict[str, str] = {}
     done: Amount = 0
     failed: Amount = 0
+    redelivered: Amount = 0  # messages of jobs that were held already
 
 
 class TaskEvent(WireRecord):

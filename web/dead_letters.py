@@ -10,10 +10,12 @@ from streamapp.db import Letter
 from streamapp.db.letters import STATES
 from streamapp.dead import parse_since, replay_since, replay_topics
 from streamapp.errors import AppError, Conflict, InvalidRequest, NotFound
+from streamapp.telemetry import get_logger
 from web.answers import API, iso, ok
 from web.auth import USER
 from web.generate import read_object
 
+log = get_logger(__name__)
 MAX_ID = 200
 MAX_PAGE = 200
 LETTERS = f"{API}/dead_letters"
@@ -107,6 +109,7 @@ class Views:
             dry_run=_flag(body, "dry_run"),
             limit=settings.max_message_bytes,
         )
+        log.info("topics read again", action="replayed", since=since, user=request[USER], **found.as_dict())
         return ok(found.as_dict())
 
     async def _letter(self, request: web.Request) -> Letter:

@@ -115,7 +115,7 @@ def replay(
 
     With --since every message that the broker still has is read again, and each task that failed or expired is
     queued under its old id with attempts counted from zero. Succeeded tasks are left alone; so are cancelled ones,
-    unless --cancelled is given; queued and running ones come to their end anyway.
+    unless --cancelled is given, and those that were dropped; queued and running ones come to their end anyway.
 
     With an embedded broker in use the running service does the reading.
     """

@@ -13,13 +13,12 @@ from streamapp.db.claims import HISTORY
 from streamapp.db.database import Database
 from streamapp.db.endings import lock_rows, update_tasks
 from streamapp.db.events import OPEN
-from streamapp.db.replays import REPLAYED, failures, replay
+from streamapp.db.replays import DROPPED, REPLAYED, failures, replay
 from streamapp.db.rows import dump, task_row
 from streamapp.db.schema import dead_letters, now_ms, tasks
 from streamapp.db.states import State
 from streamapp.records import DeadLetter
 
-DROPPED = "dropped"
 STATES: Final = (OPEN, REPLAYED, DROPPED)
 #: Letters about unreadable messages that are kept, newest first; those about tasks live as long as their rows.
 UNREADABLE_KEPT: Final = 10_000

@@ -13,12 +13,12 @@ from streamapp.db.rows import TaskRow, dump
 from streamapp.db.schema import dead_letters, tasks
 from streamapp.db.states import ENDED, State, may
 
-REPLAYED = "replayed"
+REPLAYED, DROPPED = "replayed", "dropped"
 #: What may be replayed when nobody says otherwise: everything that ended without a result.
 WITHOUT_RESULT = frozenset({State.FAILED, State.CANCELLED, State.EXPIRED})
 
 #: What became of one task: queued again, no such task, or left as it is, in the state it has.
-Outcome = Literal["replayed", "missing"] | State
+Outcome = Literal["replayed", "missing", "dropped"] | State
 
 
 def replay(
@@ -26,25 +26,33 @@ def replay(
     ids: Collection[str],
     *,
     states: Collection[State] = WITHOUT_RESULT,
-    user_id: str | None = None,
+    dropped: bool = True,
     dry_run: bool = False,
 ) -> dict[str, Outcome]:
     """Queue those of ``ids`` that ended in one of ``states``: attempts from 0, the deadline counted from now.
 
-    What happened before stays in the history. Returns the outcome by task; with ``dry_run`` nothing is written.
+    What happened before stays in the history. Returns the outcome by task; with ``dry_run`` nothing is written, and
+    without ``dropped`` what was dropped from the dead letters stays as it is.
     """
     rows, now = lock_rows(connection, ids)
-    if user_id is not None:
-        rows = {task_id: row for task_id, row in rows.items() if row.user_id == user_id}
-    again = {i: row for i, row in rows.items() if row.state in states and row.state in ENDED and replayable(row)}
+    left = set() if dropped else {i for i, row in rows.items() if was_dropped(row)}
+    again = {i: row for i, row in rows.items() if i not in left and row.state in states and replayable(row)}
     if again and not dry_run:
         _queue(connection, again, now)
-    return {i: "missing" if i not in rows else "replayed" if i in again else rows[i].state for i in ids}
+    outcomes: dict[str, Outcome] = {i: row.state for i, row in rows.items()}
+    for i in (*again, *left):
+        outcomes[i] = "replayed" if i in again else "dropped"
+    return {i: outcomes.get(i, "missing") for i in ids}
 
 
 def replayable(row: TaskRow) -> bool:
     """Whether an ended task has no result."""
-    return may(row.state, State.QUEUED)
+    return row.state in ENDED and may(row.state, State.QUEUED)
+
+
+def was_dropped(row: TaskRow) -> bool:
+    """Whether somebody closed this task's letter for good, and nobody asked for it by name since."""
+    return row.state is State.FAILED and bool(row.history) and row.history[-1].get("code") == DROPPED
 
 
 def _queue(connection: Connection, again: dict[str, TaskRow], now: int) -> None:

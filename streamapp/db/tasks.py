@@ -126,12 +126,19 @@ class Tasks:
         return (await self.replay_many([task_id]))[task_id] == REPLAYED
 
     async def replay_many(
-        self, ids: Collection[str], *, states: Collection[State] = WITHOUT_RESULT, dry_run: bool = False
+        self,
+        ids: Collection[str],
+        *,
+        states: Collection[State] = WITHOUT_RESULT,
+        dropped: bool = True,
+        dry_run: bool = False,
     ) -> dict[str, Outcome]:
-        """Queue tasks again that ended in one of ``states``: attempts from 0, the deadline counted from now.
+        """Queue tasks again that ended in one of ``states``; see :func:`streamapp.db.replays.replay`.
 
-        By task: replayed, missing, or the state that it has and keeps. ``dry_run`` writes nothing.
+        By task: replayed, missing, dropped, or the state that it has and keeps.
         """
         if not ids:
             return {}
-        return await self._database.write(lambda connection: replay(connection, ids, states=states, dry_run=dry_run))
+        return await self._database.write(
+            lambda connection: replay(connection, ids, states=states, dropped=dropped, dry_run=dry_run)
+        )

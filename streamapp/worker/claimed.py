@@ -41,6 +41,12 @@ class Claimed:
             self.task.cancel()
 
 
+def failed_last_by(code: str, row: TaskRow) -> bool:
+    """Whether the newest failure of a task was of this kind; a replay in between does not make it harmless."""
+    codes = (past.get("code") for past in reversed(row.history))
+    return next((found for found in codes if found != "replayed"), None) == code
+
+
 @dataclass
 class Counts:
     """What this worker did since it started."""

@@ -16,7 +16,7 @@ from streamapp.retry import CRASHED
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 from streamapp.worker.backlog import Backlog, Job, Phase, Receipt
-from streamapp.worker.claimed import Why
+from streamapp.worker.claimed import Why, failed_last_by
 from streamapp.worker.finisher import Finisher
 from streamapp.worker.leases import Leases
 from streamapp.worker.lives import Lives
@@ -239,15 +239,14 @@ class Worker:
 
     async def _start(self, job: Job, row: TaskRow) -> None:
         """Begin a claimed job, unless its history says that it must be alone and it is not."""
-        if row.family not in self.settings.families:
-            # An old message of a task that fell back to a model of another family, whose topic has its new one.
+        known = failed_last_by(CRASHED, row)
+        foreign = row.family not in self.settings.families  # it fell back to another family's model: see that topic
+        if foreign or (known and not job.alone and self.lives.running):
             await self.claims.hand_back({row.id: row.claim_token or ""})
-            self.backlog.done(job)
-            return
-        known = next((past["code"] for past in reversed(row.history) if past.get("code") != "replayed"), "") == CRASHED
-        if known and not job.alone and self.lives.running:
+            if foreign:
+                self.backlog.done(job)
+                return
             job.alone = True
-            await self.claims.hand_back({row.id: row.claim_token or ""})
             self.backlog.wait(job)
             return
         job.alone = job.alone or known
@@ -297,4 +296,5 @@ class Worker:
             "loras": dict(self.drawing.loras),
             "done": self.lives.counts.done,
             "failed": self.lives.counts.failed,
+            "redelivered": self.backlog.redelivered,
         }

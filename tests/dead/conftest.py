@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.agents.conftest import start
 from tests.db.conftest import claims, database, delivery, registry, tasks, upgraded_file, upgraded_server
 from tests.web.conftest import api, serve
 from tests.worker.conftest import bench
@@ -14,6 +15,7 @@ __all__ = [
     "delivery",
     "registry",
     "serve",
+    "start",
     "tasks",
     "upgraded_file",
     "upgraded_server",
