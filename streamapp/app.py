@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import faust
 from aiohttp.web import AppRunner, TCPSite
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from faust.app.base import BootStrategy
 from faust.exceptions import FaustError
 from faust.tables.manager import TableManager
@@ -174,9 +174,13 @@ class StreamApp(faust.App):
             try:
                 await self.produce(topics.DEAD_LETTERS, None, key, letter.encode())
                 return
-            except Unavailable:
+            except Unavailable as error:
                 if self.closing.is_set():
                     raise
+                if letter.raw is not None and _too_large(error):
+                    # This broker takes smaller records than most: no letter may stop the topic that it came from.
+                    letter = letter.model_copy(update={"raw": None})
+                    continue
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
 
@@ -187,6 +191,14 @@ class StreamApp(faust.App):
                 await super()._producer_flush(logger)
         except TimeoutError:
             log.warning("the broker did not take everything in time", action="flush_timeout")
+
+
+def _too_large(error: BaseException) -> bool:
+    """Whether a record was refused for its size."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, MessageSizeTooLargeError):
+        cause = cause.__cause__
+    return cause is not None
 
 
 def create_app(settings: Settings, role: Role) -> StreamApp:

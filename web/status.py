@@ -34,6 +34,7 @@ def attach(app: Any) -> None:
                     "broker": "embedded" if settings.embedded else "kafka",
                     "tables_ready": app.tables_ready,
                     "now": iso(runtime.clock.now()),
+                    "counters": dict(app.counters),
                 },
                 "workers": [_worker(row) for row in read_models.workers(app)],
                 "queue": await _queue(app),

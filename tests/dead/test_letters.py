@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from aiokafka.errors import MessageSizeTooLargeError
+from faust.exceptions import ProducerSendError
 
+from streamapp.app import create_app
 from streamapp.db import Claims, Database, DeadLetters, State, Tasks
-from streamapp.records import DeadLetter
+from streamapp.errors import Unavailable
+from streamapp.records import DeadLetter, decode
+from streamapp.settings import Settings
 from tests.db.support import claim, end, new, shift
 
 CRASH = {"code": "engine_crashed", "message": "the engine died", "retryable": True, "reason": "failed 3 of 3 attempts"}
@@ -164,3 +170,23 @@ async def test_users_see_their_own_and_pages_go_on_where_the_last_one_ended(
     rest = await letters.page(limit=9, before=first[-1].id)
     assert [letter.id for letter in [*first, *rest]] == [letter.id for letter in await letters.page()]
     assert len(first + rest) == 5
+
+
+async def test_a_broker_that_takes_small_records_only_gets_the_letter_without_the_bytes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    app = create_app(Settings(data_dir=tmp_path), "up")
+    sent: list[DeadLetter] = []
+
+    async def produce(topic: str, partition: int | None, key: bytes, value: bytes) -> tuple[int, int]:
+        if len(value) > 1_000:
+            try:
+                raise ProducerSendError("not sent") from MessageSizeTooLargeError()
+            except ProducerSendError as error:
+                raise Unavailable("the broker did not take a record") from error
+        sent.append(decode(DeadLetter, value))
+        return 0, 0
+
+    monkeypatch.setattr(app, "produce", produce)
+    await asyncio.wait_for(app.dead_letter(unreadable(raw="A" * 4_000, size=3_000)), 5)
+    assert [(letter.raw, letter.size) for letter in sent] == [(None, 3_000)]
