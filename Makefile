@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check lint types format servers lock clean
+.PHONY: help venv demo up test check lint types format chaos servers lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ types: venv  ## mypy, strict
 format: venv  ## repair what ruff can repair
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
+
+chaos: venv  ## kill everything at random while 1,000 tasks run, and check that each ended once (ARGS="--seed 7 --embedded")
+	@$(PYTHON) -m tests.chaos $(ARGS)
 
 servers: venv  ## run Kafka, MariaDB and S3 on loopback and print the environment that points at them
 	@$(PYTHON) -m tests.servers up

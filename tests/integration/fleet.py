@@ -110,8 +110,8 @@ class Fleet:
         return {**kept, "OMP_NUM_THREADS": "1", **self.env}
 
     def start(self, role: str, name: str, **env: str) -> Member:
-        """Start a member; it gets its own port and, in an own session, its own engine child."""
-        port = free_port()
+        """Start a member; it gets its own port, unless one is given, and, in an own session, its own engine child."""
+        port = int(env.get("STREAMAPP_PORT") or free_port())
         log = self.folder / f"{name}.log"
         own = {"STREAMAPP_PORT": str(port), "STREAMAPP_WORKER_ID": name, **env}
         with log.open("ab") as out:
@@ -130,18 +130,25 @@ class Fleet:
     async def ready(self, *members: Member, within: float = 120) -> None:
         """Wait until ``/readyz`` of each says so."""
         for member in members:
+            said = "nothing"
 
             async def answers(member: Member = member) -> bool:
+                nonlocal said
                 assert member.process.poll() is None, (
                     f"{member.name} ended with {member.process.returncode}:\n" + member.log.read_text()[-4000:]
                 )
                 try:
                     async with self.session.get(f"{member.url}/readyz") as answer:
+                        said = await answer.text()
                         return answer.status == 200
                 except (aiohttp.ClientError, TimeoutError):
                     return False
 
-            await until(answers, within=within, what=f"{member.name} is ready", log=member.log, every=0.3)
+            try:
+                await until(answers, within=within, what=f"{member.name} is ready", log=member.log, every=0.3)
+            except AssertionError as error:
+                error.add_note(f"/readyz said last: {said}")
+                raise
 
     async def json(self, method: str, url: str, body: Any = None, status: int | None = None) -> Any:
         """One HTTP call; the JSON it answers with."""
