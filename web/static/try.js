@@ -39,7 +39,11 @@ export async function loadChoices() {
   byId("try-model").replaceChildren(...models.map((model) => h("option", { value: model.name }, model.title || model.name)));
   show(byId("try-model-field"), models.length > 1);
   const native = models[0]?.native;
-  if (models.length === 1 && native) text(byId("try-resolution").options[0], `${native}, native`);
+  if (models.length === 1 && native) {
+    const sizes = [...byId("try-resolution").options];
+    text(sizes[0], native);
+    sizes.find((size) => size.value === native)?.remove();
+  }
 }
 
 function read() {
@@ -106,11 +110,12 @@ async function start(accepted) {
 
 function render() {
   const over = ended(task.status);
-  const words = { queued: "Waiting for a worker", running: `Drawing, ${Math.floor(task.progress || 0)} %`, succeeded: "Done", failed: "Failed", cancelled: "Cancelled", expired: "Expired" };
+  const words = { queued: "Waiting for a worker", running: "Drawing", succeeded: "Done", failed: "Failed", cancelled: "Cancelled", expired: "Expired" };
   text(byId("try-state"), words[task.status] || task.status);
   attr(byId("try-state"), "data-tone", task.status === "failed" || task.status === "expired" ? "bad" : null);
   fill(byId("try-bar").firstElementChild, (task.progress || 0) / 100);
-  text(byId("try-note"), task.error?.message || (task.notes || []).join(" ") || task.task_id);
+  const drawn = task.status === "running" && `${Math.floor(task.progress || 0)} %`;
+  text(byId("try-note"), task.error?.message || drawn || (task.notes || []).join(" ") || task.task_id);
   show(byId("try-cancel"), !over);
   byId("try-cancel").disabled = Boolean(task.cancel_requested);
   attr(byId("try-picture"), "data-state", task.images?.length ? "drawn" : task.status);
