@@ -167,6 +167,8 @@ class Outbox:
                 if delay == SWEEP:
                     log.warning("due tasks wait", action="outbox_waits", reason=error.message)
                 delay = min(delay * 2, MAX_DELAY)
+                # What is submitted until then lines up behind what waits, also when the broker is back before.
+                self._paused_until = time.monotonic() + delay + SWEEP
             await asyncio.sleep(delay)
 
     async def sweep(self) -> None:

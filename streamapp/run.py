@@ -206,6 +206,9 @@ class Process:
             except TimeoutError:
                 complete = False
                 log.warning("a stage of the stop took too long", action="stop_late", stage=name, limit=limit)
+            except Unavailable as error:
+                complete = False
+                log.warning(error.message, action="stop_incomplete", stage=name)
             except Exception:  # supervised: the next stages must run
                 complete = False
                 log.exception("a stage of the stop failed", action="stop_failed", stage=name)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from typing import Any
 
 from streamapp.broker.record import TP
@@ -16,7 +17,8 @@ from streamapp.retry import CRASHED
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 from streamapp.worker.backlog import Backlog, Job, Phase, Receipt
-from streamapp.worker.claimed import Why, failed_last_by
+from streamapp.worker.claimed import failed_last_by
+from streamapp.worker.drain import drain
 from streamapp.worker.finisher import Finisher
 from streamapp.worker.leases import Leases
 from streamapp.worker.lives import Lives
@@ -254,30 +256,13 @@ class Worker:
 
     # The end.
     async def drain(self, limit: float) -> tuple[int, int]:
-        """Take nothing new, let running jobs finish for ``limit`` seconds, hand the rest back: (finished, handed back).
-
-        Jobs that only waited need nothing: they are not claimed, and their events are not acked.
-        """
+        """Take nothing new, let running jobs finish, hand the rest back; see :func:`streamapp.worker.drain.drain`."""
         self.draining = True
-        tasks = [c.task for c in self.lives.running.values() if c.task is not None]
-        finished = 0
-        if tasks:
-            done, _ = await asyncio.wait(tasks, timeout=limit)
-            finished = len(done)
-        left = list(self.lives.running.values())
-        for claimed in left:
-            claimed.stop(Why.DRAIN)
-        if left:
-            await asyncio.wait([c.task for c in left if c.task is not None], timeout=2.0)
-        tokens = {c.row.id: c.token for c in left if c.why is Why.DRAIN}
-        handed: set[str] = set()
-        if tokens:
-            try:
-                handed = await self.claims.hand_back(tokens)
-            except Unavailable as error:
-                log.warning(error.message, action="hand_back_failed", tasks=len(tokens))
-        log.info("drained", action="drained", finished=finished, handed_back=len(handed))
-        return finished, len(handed)
+        with suppress(TimeoutError):
+            # A claim that is under way is among what runs, or not made.
+            async with asyncio.timeout(limit), self._window_lock:
+                pass
+        return await drain(self.lives.running, self.claims, limit)
 
     def facts(self) -> dict[str, Any]:
         """The part of the status that only the worker knows."""

@@ -13,7 +13,6 @@ import pytest
 from tests.integration.conftest import Rows
 from tests.integration.fleet import Fleet, Member, children_of_session, kill, until
 from tests.integration.quick import QUICK, SLOW, state
-from tests.servers import Kafka
 
 #: A membership that would outlast the test if it were not given up.
 LONG_SESSION = QUICK | {"STREAMAPP_SESSION_TIMEOUT": "45", "STREAMAPP_LEASE": "60"}
@@ -52,45 +51,6 @@ async def test_a_drain_hands_over_at_once(fleet: Fleet, rows: Rows) -> None:
     assert {(tasks[i]["status"], tasks[i]["worker_id"], tasks[i]["attempts"]) for i in long} == {
         ("succeeded", "second", 1)
     }
-
-
-async def test_with_the_broker_down_a_stop_ends_in_time_and_a_second_signal_at_once(
-    fleet: Fleet, kafka: Kafka, rows: Rows
-) -> None:
-    """Faust and aiokafka by themselves hang for minutes here, and ignore the second signal."""
-    web = fleet.start("web", "web", **QUICK)
-    first = fleet.start("worker", "first", **QUICK, STREAMAPP_DRAIN="2")
-    second = fleet.start("worker", "second", **QUICK, STREAMAPP_DRAIN="60")
-    await fleet.ready(web, first, second)
-    ids = [await fleet.submit(web, SLOW, steps=140, seed=n) for n in range(24)]
-
-    async def both_draw() -> bool:
-        return {worker for (worker,) in rows("SELECT DISTINCT claimed_by FROM tasks")} >= {"first", "second"}
-
-    await until(both_draw, within=30, what="both workers draw", log=web.log)
-    await asyncio.to_thread(kafka.kill)
-    try:
-        first.signal(signal.SIGTERM)
-        second.signal(signal.SIGTERM)
-        await asyncio.sleep(1)
-        assert second.process.poll() is None
-        second.signal(signal.SIGTERM)
-        assert await second.ended(within=2) == 128 + signal.SIGTERM
-        assert await first.ended(within=2 + 25) in {0, 3}
-        assert rows("SELECT COUNT(*) FROM tasks WHERE claimed_by = 'first' AND state = 'running'") == ((0,),)
-        web.signal(signal.SIGTERM)
-        assert await web.ended(within=25) in {0, 3}
-        waiting = fleet.start("worker", "waiting", **QUICK)
-
-        async def waits() -> bool:
-            return "waiting for the broker" in waiting.log.read_text()
-
-        await until(waits, within=30, what="a worker waits for the broker", log=waiting.log)
-        waiting.signal(signal.SIGTERM)
-        assert await waiting.ended(within=15) == 0
-    finally:
-        await asyncio.to_thread(kafka.start)
-    assert len(ids) == 24
 
 
 @pytest.fixture
