@@ -41,11 +41,12 @@ class Mix:
         return cls(4, 4, 0, 0, 0, 0)
 
 
-#: Seconds between a kill and the start that follows; a stall must outlast a lease.
+#: Seconds between a kill and the start that follows; a stall must outlast membership (10 s) and lease (15 s), so that
+#: another worker takes what the stalled one was drawing.
 DOWN: dict[Kind, tuple[float, float]] = {
     "worker": (0.5, 4.0),
     "engine": (0.0, 0.0),
-    "stall": (7.0, 9.0),
+    "stall": (18.0, 24.0),
     "broker": (3.0, 8.0),
     "database": (3.0, 8.0),
     "storage": (3.0, 8.0),

@@ -14,7 +14,9 @@ def figures(
     seed: int, load: Load, injector: Injector, verdict: Verdict, redelivered: int, last: float
 ) -> dict[str, Any]:
     """Everything that a run says; ``last`` is the time from the last fault to the last end, in seconds."""
-    kills = injector.done["worker"] + injector.done["stall"]
+    kills = injector.done["worker"] + injector.done["engine"] + injector.done["stall"]
+    # Attempts beyond the first, and what an engine had begun when it died with several in it (no attempt counts).
+    repeats = verdict.repeats + verdict.interrupted
     return {
         "seed": seed,
         "tasks": len(load.accepted),
@@ -23,8 +25,9 @@ def figures(
         "pictures": verdict.pictures,
         "submits_repeated": load.repeated,
         "redeliveries": redelivered,
-        "executions_repeated": verdict.repeats,
-        "executions_repeated_per_kill": round(verdict.repeats / kills, 2) if kills else 0.0,
+        "executions_repeated": repeats,
+        "executions_repeated_per_kill": round(repeats / kills, 2) if kills else 0.0,
+        "results_dropped_by_fencing": verdict.lost,
         "longest_stall_s": round(verdict.longest_stall, 1),
         "last_end_after_last_fault_s": round(last, 1),
         "violations": verdict.violations,

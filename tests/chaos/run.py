@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from tests.chaos.verdict import (
     Rows,
     Verdict,
     check_events,
+    check_logs,
     check_offsets,
     check_pictures,
     check_tasks,
@@ -39,11 +40,17 @@ from tests.servers import S3, Kafka, MariaDB
 WITHIN = 60.0
 ENV = {
     "STREAMAPP_ENGINE": "fake-process",
+    "STREAMAPP_PARTITIONS": "6",
+    # Kills land at random: they may hit one task more often than a poison job would be given.
+    "STREAMAPP_MAX_ATTEMPTS": "5",
+}
+#: For a short run; the long one proves the defaults.
+QUICK = {
     "STREAMAPP_LEASE": "6",
     "STREAMAPP_LEASE_RENEWAL": "2",
+    "STREAMAPP_SESSION_TIMEOUT": "6",
+    "STREAMAPP_HEARTBEAT_INTERVAL": "1",
     "STREAMAPP_RECONCILE_INTERVAL": "5",
-    "STREAMAPP_PARTITIONS": "6",
-    "STREAMAPP_MAX_ATTEMPTS": "5",
 }
 TOPICS = (task_topic("sd15"), urgent_topic("sd15"))
 
@@ -67,7 +74,9 @@ class Watch:
                 continue
 
 
-async def fleet_run(folder: Path, seed: int, tasks: int, workers: int, span: float, mix: Mix) -> dict[str, Any]:
+async def fleet_run(
+    folder: Path, seed: int, tasks: int, workers: int, span: float, mix: Mix, settings: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Workers and one web process on Kafka, MariaDB and S3 of this run's own."""
     servers = Kafka(folder / "kafka"), MariaDB(folder / "mariadb"), S3(folder / "s3")
     kafka, mariadb, s3 = servers
@@ -77,7 +86,7 @@ async def fleet_run(folder: Path, seed: int, tasks: int, workers: int, span: flo
         url = mariadb.create_database()
         env = {
             **ENV, "STREAMAPP_BROKER": kafka.url, "STREAMAPP_DATABASE": url, "STREAMAPP_APP_ID": f"chaos-{seed}",
-            "STREAMAPP_DATA_DIR": str(folder / "data"), **s3.environment(s3.create_bucket()),
+            "STREAMAPP_DATA_DIR": str(folder / "data"), **s3.environment(s3.create_bucket()), **(settings or {}),
         }  # fmt: skip
 
         async def rows(query: str) -> list[tuple[Any, ...]]:
@@ -152,8 +161,9 @@ async def story(
         await stopped([web, *injector.workers])
     else:
         verdict = await judged_alone(fleet, injector.workers[0], rows, env or {}, load.accepted)
-    redelivered = sum(watch.redelivered.values())
-    return figures(seed, load, injector, verdict, redelivered, last)
+    verdict.unless(last <= WITHIN, f"the last task ended {last:.0f} s after the last fault")
+    check_logs(verdict, [member.log for member in fleet.members])
+    return figures(seed, load, injector, verdict, sum(watch.redelivered.values()), last)
 
 
 async def judged_alone(fleet: Fleet, member: Member, rows: Rows, env: dict[str, str], accepted: dict[str, Any]) -> Any:

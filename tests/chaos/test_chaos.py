@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.plan import DOWN, Mix, plan
 from tests.chaos.report import table
-from tests.chaos.run import WITHIN, embedded_run, fleet_run
+from tests.chaos.run import QUICK, WITHIN, embedded_run, fleet_run
 from tests.servers import S3, Kafka, MariaDB
 
 SEED = 20261123
@@ -38,7 +38,7 @@ async def test_a_fleet_that_loses_everything_once_loses_no_task(
     tmp_path: Path, kafka: Kafka, mariadb: MariaDB, s3: S3
 ) -> None:
     del kafka, mariadb, s3
-    passed(await fleet_run(tmp_path, SEED, 120, 2, 30.0, Mix.short()), 120, Mix.short())
+    passed(await fleet_run(tmp_path, SEED, 120, 2, 30.0, Mix.short(), QUICK), 120, Mix.short())
 
 
 @pytest.mark.timeout(180)

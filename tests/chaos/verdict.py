@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -22,6 +23,8 @@ ENDED = ("succeeded", "failed", "cancelled", "expired")
 #: Seconds that commits and events may be behind the last end.
 SETTLE = 30.0
 TERMINAL = frozenset(ENDED)
+#: What a worker logs of defects of its own; whatever is killed, none of these may show.
+FAULTS = frozenset({"internal_error", "outbox_failed", "beat_failed", "status_failed"})
 
 
 @dataclass
@@ -31,6 +34,8 @@ class Verdict:
     violations: list[str] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
     repeats: int = 0
+    interrupted: int = 0
+    lost: int = 0
     longest_stall: float = 0.0
     pictures: int = 0
 
@@ -59,12 +64,29 @@ async def check_tasks(verdict: Verdict, rows: Rows, accepted: Mapping[str, Any])
     verdict.unless(not accepted.keys() - found.keys(), f"{len(accepted.keys() - found.keys())} accepted tasks are gone")
     verdict.unless(not found.keys() - accepted.keys(), "a key made a second task")
     verdict.ends.update(state for state, *_ in found.values())
+    wrong = sorted(verdict.ends.keys() & {"failed", "expired"})
+    verdict.unless(not wrong, f"tasks ended {' and '.join(wrong)}: {dict(verdict.ends)}")
+    idle = [i for i, (state, attempts, *_) in found.items() if state == "succeeded" and attempts < 1]
+    verdict.unless(not idle, f"{len(idle)} tasks succeeded without an attempt")
     alive = [task_id for task_id, (state, *_) in found.items() if state not in ENDED]
     verdict.unless(not alive, f"{len(alive)} tasks have not ended: {', '.join(alive[:5])}")
     verdict.repeats = sum(max(0, attempts - 1) for _, attempts, *_ in found.values())
     marks = sorted(row[2] for row in found.values() if row[2] is not None)
     first = min(row[3] for row in found.values())
     verdict.longest_stall = max((b - a for a, b in zip([first, *marks], marks, strict=False)), default=0) / 1000
+
+
+def check_logs(verdict: Verdict, logs: Iterable[Path]) -> None:
+    """Count what workers say they began in vain, and find faults of the service that nobody else would see.
+
+    An engine that dies with several jobs hands them back without counting an attempt: only the log has those.
+    """
+    for log in sorted(set(logs)):
+        for line in log.read_text(errors="replace").splitlines():
+            action = line.split()[3] if len(line.split()) > 3 else ""
+            verdict.interrupted += action == "suspected"
+            verdict.lost += action == "claim_lost"
+            verdict.unless(action not in FAULTS, f"{log.name}: {line}")
 
 
 async def check_pictures(
