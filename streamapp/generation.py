@@ -9,8 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 #: P0 and P1 travel on the family's urgent topic; P3 is batch work.
 Priority = Annotated[int, Field(ge=0, le=3)]
 MAX_SEED = 2**32 - 1
-#: Far above what is ever drawn or delivered; a message with more is not one of ours.
-MAX_SIDE = 65_536
 
 
 class LoraRef(BaseModel):
@@ -27,8 +25,8 @@ class Size(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    width: int = Field(ge=1, le=MAX_SIDE)
-    height: int = Field(ge=1, le=MAX_SIDE)
+    width: int
+    height: int
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from streamapp.errors import BadMessage
 from streamapp.generation import GenerationParams, LoraRef
@@ -21,7 +21,10 @@ Moment = Annotated[int, Field(ge=0, lt=2**53)]  # ms since 1970
 Offset = Annotated[int, Field(ge=0, lt=2**63)]
 Partition = Annotated[int, Field(ge=0, lt=2**31)]
 Amount = Annotated[int, Field(ge=0, le=10**9)]
-Span = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]  # seconds
+# Wide: a clock that was set back must not keep us from writing how a task ended.
+Span = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]  # seconds
+#: Far above what is ever drawn or delivered.
+MAX_SIDE = 65_536
 #: Clocks of hosts differ; a record from further ahead than this is wrong, and would make all others look old. In ms.
 AHEAD = 3_600_000
 
@@ -89,10 +92,19 @@ class TaskMessage(WireRecord):
     loras: tuple[LoraRef, ...] = ()
     params: GenerationParams
     priority: int  # one that is not known here counts as the nearest
-    cost: Span  # estimated GPU-seconds, for backlog sums and routing
+    cost: Span = Field(ge=0)  # estimated GPU-seconds, for backlog sums and routing
     submitted_at: Moment  # ms
     deadline_at: Moment | None = None  # ms
     trace: str | None = None  # W3C traceparent
+
+    @field_validator("params")
+    @classmethod
+    def drawable(cls, params: GenerationParams) -> GenerationParams:
+        """Sizes that an engine can be asked about."""
+        for size in (params.drawn, params.delivered):
+            if not (1 <= size.width <= MAX_SIDE and 1 <= size.height <= MAX_SIDE):
+                raise ValueError(f"{size} is no size")
+        return params
 
 
 class ModelLoad(BaseModel):

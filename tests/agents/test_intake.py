@@ -100,3 +100,12 @@ async def test_above_the_mark_every_event_tells_the_consumer_to_hold_its_partiti
     assert all(isinstance(tp, faust.types.TP) for tp in app.held)
     await intake.receive(app, app.event(message("now", priority=0).encode(), 9, "sd15_tasks_urgent"))
     assert len(app.held) == 3
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 128), (128, -8), (2**40, 8)])
+async def test_a_size_that_no_engine_may_be_asked_about_is_a_dead_letter(width: int, height: int) -> None:
+    app, task = FakeApp(), message("t1")
+    drawn = task.params.drawn.model_copy(update={"width": width, "height": height})
+    wrong = task.model_copy(update={"params": task.params.model_copy(update={"drawn": drawn})})
+    await intake.receive(app, app.event(wrong.encode()))
+    assert [letter.reason for letter in app.letters] == ["fields"]
