@@ -27,6 +27,8 @@ from streamapp.worker.parts import Parts
 log = get_logger(__name__)
 #: Jobs looked up in the database, and claimed, by one statement.
 LOOK, CLAIM = 500, 64
+#: How long a drain waits for a claim under way, in seconds.
+SETTLE = 5.0
 #: Images drawn and not stored yet, above which nothing joins: the storage must keep up.
 FINISHING = 128
 #: How long a job is left alone whose lease somebody else holds, in seconds: it may be handed back at any moment.
@@ -260,7 +262,7 @@ class Worker:
         self.draining = True
         with suppress(TimeoutError):
             # A claim that is under way is among what runs, or not made.
-            async with asyncio.timeout(limit), self._window_lock:
+            async with asyncio.timeout(min(limit, SETTLE)), self._window_lock:
                 pass
         return await drain(self.lives.running, self.claims, limit)
 
