@@ -148,7 +148,9 @@ class Waiting:
         here = self._models.get(self.current) if self.current is not None else None
         others = [name for name in self._models if name != self.current]
         if here is None:
-            return max(others, key=lambda name: self._pull(name, now) / self._run(name, switch), default=None)
+            # Also when a switch is due anyway, P0 goes first.
+            choice = [name for name in others if self._models[name][0].jobs] or others
+            return max(choice, key=lambda name: self._pull(name, now) / self._run(name, switch), default=None)
         if not others:
             return self.current
         first = min(p for p in PRIORITIES if here[p].jobs)
