@@ -82,14 +82,16 @@ class Claims:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def claim(self, ids: Collection[str], worker_id: str, lease_s: float) -> list[TaskRow]:
+    async def claim(
+        self, ids: Collection[str], worker_id: str, lease_s: float, *, token: str | None = None
+    ) -> list[TaskRow]:
         """Claim those of ``ids`` that are queued and due, or running with a lease that ran out; sorted by id.
 
         Counts one attempt. A task past its deadline is not claimed: :meth:`expire` ends it.
         """
         if not ids:
             return []
-        facts = {"with_ids": sorted(ids), "with_token": secrets.token_hex(12)}
+        facts = {"with_ids": sorted(ids), "with_token": token or secrets.token_hex(12)}
         terms = {"with_worker": worker_id, "with_lease": int(lease_s * 1000)}
 
         def work(connection: Connection) -> list[TaskRow]:

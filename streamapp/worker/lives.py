@@ -183,7 +183,7 @@ class Lives:
             model = instead[0].model if instead else row.model
             log.warning(error.message, action="retry", code=error.code, attempts=row.attempts, delay=delay, model=model)
             facts = self._history(error, row) | ({"next_model": model} if instead else {})
-            if not await self._patiently(
+            if not await self.patiently(
                 lambda: self.claims.retry(row.id, claimed.token, delay, facts, instead=instead)
             ):
                 self._lost(claimed)
@@ -238,7 +238,7 @@ class Lives:
     async def _hand_back(self, claimed: Claimed) -> None:
         """Give the claim up without counting an attempt; the job stays here and may join again."""
         claimed.ending = True
-        await self._patiently(lambda: self.claims.hand_back({claimed.row.id: claimed.token}))
+        await self.patiently(lambda: self.claims.hand_back({claimed.row.id: claimed.token}))
         self.backlog.wait(claimed.job)
 
     async def _stopped(self, claimed: Claimed) -> None:
@@ -257,7 +257,7 @@ class Lives:
         self.backlog.hold(claimed.job, time.monotonic() + 1.0)
 
     @staticmethod
-    async def _patiently(write: Callable[[], Awaitable[Any]]) -> Any:
+    async def patiently(write: Callable[[], Awaitable[Any]]) -> Any:
         """Write something that must be written, while the database may be away."""
         delay = 0.2
         while True:

@@ -18,6 +18,7 @@ from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 from streamapp.worker.backlog import Backlog, Job, Phase, Receipt
 from streamapp.worker.claimed import failed_last_by
+from streamapp.worker.claiming import Claimer
 from streamapp.worker.drain import drain
 from streamapp.worker.finisher import Finisher
 from streamapp.worker.leases import Leases
@@ -55,6 +56,7 @@ class Worker:
         self._finisher = Finisher(parts.claims)
         self.lives = Lives(settings.worker_id, parts, self.backlog, self._finisher, self.wake)
         self._leases = Leases(parts.claims, self.lives.running, settings.lease, settings.lease_renewal)
+        self._claimer = Claimer(parts.claims, settings.worker_id, settings.lease)
         self._window_lock = asyncio.Lock()
 
     async def start(self) -> None:
@@ -179,18 +181,14 @@ class Worker:
             if not picked:
                 return
             try:
-                rows = await self.claims.claim(
-                    [job.task_id for job in picked], self.settings.worker_id, self.settings.lease
-                )
+                rows = await self._claimer.claim([job.task_id for job in picked])
             except BaseException:
                 for job in picked:
                     self.backlog.wait(job)
                 raise
             claimed = {row.id: row for row in rows}
-            for job in picked:
-                row = claimed.get(job.task_id)
-                if row is not None:
-                    await self._start(job, row)
+            pairs = [(job, claimed[job.task_id]) for job in picked if job.task_id in claimed]
+            await self._put_back([(job, row) for job, row in pairs if not self._start(job, row)])
             await self._look([job for job in picked if job.task_id not in claimed], again=True)
 
     def _pick(self) -> list[Job]:
@@ -241,29 +239,35 @@ class Worker:
                 return [job]
         return []
 
-    async def _start(self, job: Job, row: TaskRow) -> None:
-        """Begin a claimed job, unless its history says that it must be alone and it is not."""
+    def _start(self, job: Job, row: TaskRow) -> bool:
+        """Begin a claimed job, unless its history says that it must be alone and it is not, or it is not for here."""
         known = failed_last_by(CRASHED, row)
-        foreign = row.family not in self.settings.families  # it fell back to another family's model: see that topic
-        if foreign or (known and not job.alone and self.lives.running):
-            await self.claims.hand_back({row.id: row.claim_token or ""})
-            if foreign:
-                self.backlog.done(job)
-                return
-            job.alone = True
-            self.backlog.wait(job)
-            return
+        if row.family not in self.settings.families or (known and not job.alone and self.lives.running):
+            return False
         job.alone = job.alone or known
         self.lives.begin(job, row)
+        return True
+
+    async def _put_back(self, pairs: list[tuple[Job, TaskRow]]) -> None:
+        """Give up claims of jobs that did not begin, however long the database is away meanwhile."""
+        tokens = {row.id: row.claim_token or "" for _, row in pairs}
+        if tokens:
+            await self.lives.patiently(lambda: self.claims.hand_back(tokens))
+        for job, row in pairs:
+            if row.family not in self.settings.families:
+                self.backlog.done(job)  # it fell back to another family's model: that topic has its new message
+            else:
+                job.alone = True
+                self.backlog.wait(job)
 
     # The end.
     async def drain(self, limit: float) -> tuple[int, int]:
         """Take nothing new, let running jobs finish, hand the rest back; see :func:`streamapp.worker.drain.drain`."""
         self.draining = True
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, Unavailable):
             # A claim that is under way is among what runs, or not made.
             async with asyncio.timeout(min(limit, SETTLE)), self._window_lock:
-                pass
+                await self._claimer.settle()
         return await drain(self.lives.running, self.claims, limit)
 
     def facts(self) -> dict[str, Any]:

@@ -1,0 +1,63 @@
+"""Claims while the database comes and goes: every job begins or is given up, and only what began counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from streamapp.db import State
+from streamapp.errors import Unavailable
+from tests.worker.conftest import Bench
+
+
+async def running(bench: Bench, *ids: str) -> bool:
+    return set(ids) <= set(bench.worker.lives.running) and bench.drawing.running > 0
+
+
+async def test_a_claim_whose_answer_was_lost_is_given_up_and_counts_as_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database dies between making the claim and saying so."""
+    real, calls = bench.worker.claims.claim, 0
+
+    async def claim(*args: Any, **given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        rows = await real(*args, **given)
+        if calls == 1:
+            raise Unavailable("the server has gone away")
+        return rows
+
+    monkeypatch.setattr(bench.worker.claims, "claim", claim)
+    await bench.submit("t1")
+    assert await bench.ended("t1") == {"t1": State.SUCCEEDED}
+    assert (await bench.row("t1")).attempts == 1
+
+
+async def test_jobs_claimed_together_all_begin_though_one_cannot_be_handed_back_yet(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them must run alone later; the database is away at the moment when its claim is given up."""
+    real, refused = bench.worker.claims.hand_back, 0
+
+    async def hand_back(*args: Any, **given: Any) -> Any:
+        nonlocal refused
+        if refused < 2:
+            refused += 1
+            raise Unavailable("the server has gone away")
+        return await real(*args, **given)
+
+    bench.drawing.gate.clear()
+    await bench.submit("t0")
+    await bench.until(lambda: running(bench, "t0"))
+    await bench.submit("t1", "t2", deliver=False)
+    [row] = await bench.claims.claim(["t1"], "other", 4)
+    assert await bench.claims.retry("t1", row.claim_token or "", 0.0, {"code": "engine_crashed", "message": "died"})
+    monkeypatch.setattr(bench.worker.claims, "hand_back", hand_back)
+    for task_id in ("t1", "t2"):
+        bench.deliver(await bench.row(task_id))
+    await bench.until(lambda: running(bench, "t0", "t2"))
+    bench.drawing.gate.set()
+    assert set((await bench.ended("t0", "t1", "t2")).values()) == {State.SUCCEEDED}
+    assert refused == 2
