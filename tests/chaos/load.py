@@ -12,8 +12,8 @@ import aiohttp
 
 from tests.integration.fleet import Fleet, Member
 
-#: Share of tasks that take about a tenth of a second a step, so that kills hit something that is being drawn.
-SLOW = 0.3
+#: Share of tasks that take about a tenth of a second a step: a worker draws something most of the time, so kills hit it.
+SLOW = 0.5
 #: Share of tasks that their user cancels.
 CANCELLED = 0.03
 #: A submit that is refused for this long was not refused for a moment, seconds.
@@ -39,7 +39,7 @@ def body(number: int, chance: random.Random) -> dict[str, Any]:
     slow = chance.random() < SLOW
     return {
         "text": f"{'fake:slow ' if slow else ''}picture {number}",
-        "params": {"seed": number, "steps": chance.randint(6, 15), "batch_size": chance.choice([1, 1, 1, 2])},
+        "params": {"seed": number, "steps": chance.randint(8, 25), "batch_size": chance.choice([1, 1, 1, 2])},
         # P2 and P3 have no deadline: nothing here may end by expiring.
         "priority": chance.choice(["P2", "P2", "P3"]),
         "idempotency_key": f"chaos-{number}",
