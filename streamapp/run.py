@@ -232,15 +232,19 @@ class ServiceWorker(faust.Worker):
         raise SystemExit(_run(app, self.loop))
 
 
-def run_app(settings: Settings, role: Literal["up", "worker", "web"]) -> NoReturn:
-    """Run a role until it is stopped, then raise :class:`SystemExit` with the code.
+def run_app(
+    settings: Settings, role: Literal["up", "worker", "web"], prepare: Callable[[StreamApp], object] = lambda _: None
+) -> NoReturn:
+    """Run a role until it is stopped, then raise :class:`SystemExit` with the code; ``prepare`` gets the application.
 
     Raises:
         ConfigError: the role does not fit the settings.
     """
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    raise SystemExit(_run(create_app(settings, role), loop))
+    app = create_app(settings, role)
+    prepare(app)
+    raise SystemExit(_run(app, loop))
 
 
 def _run(app: StreamApp, loop: asyncio.AbstractEventLoop) -> int:

@@ -1,0 +1,84 @@
+"""P12a, P12b, P12c: the service against the plain recipe, leg by leg on the same servers."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+
+from benchmarks.pipeline.client import open_session, quantile, submit, submit_all
+from benchmarks.pipeline.figures import Figure
+from benchmarks.pipeline.sides import Servers, Side, ours, plain
+
+#: Clients that submit while the whole path is measured.
+CLIENTS = 50
+
+
+async def throughput(servers: Servers, rounds: int, tasks: int) -> Figure:
+    """P12a: tasks per second from the first submit to the last end."""
+    async with ours(servers) as one, plain(servers) as other:
+        for side in (one, other):
+            await leg(side, max(50, tasks // 10))
+        ratios: list[float] = []
+        speeds: dict[str, list[float]] = {one.name: [], other.name: []}
+        for _ in range(rounds):
+            for side in (one, other):
+                speeds[side.name].append(await leg(side, tasks))
+            ratios.append(speeds["ours"][-1] / speeds["plain"][-1])
+    facts = {f"{name} (tasks/s)": round(statistics.median(all_), 1) for name, all_ in speeds.items()}
+    return Figure("P12a", ratios, facts)
+
+
+async def leg(side: Side, tasks: int) -> float:
+    """Tasks per second of one side alone."""
+    await side.clear()
+    began = time.perf_counter()
+    await submit_all(side, tasks, CLIENTS)
+    await side.finished(0.05)
+    seconds = time.perf_counter() - began
+    [(done,)] = await side.rows(f"SELECT COUNT(*) FROM {side.table}")  # noqa: S608 - a constant
+    if done != tasks:
+        raise RuntimeError(f"{side.name} has {done} of {tasks} tasks")
+    return tasks / seconds
+
+
+async def submits(servers: Servers, rounds: int, tasks: int) -> Figure:
+    """P12b: the slowest hundredth of submits while 200 clients send theirs; workers draw meanwhile."""
+    ratios: list[float] = []
+    slowest: dict[str, list[float]] = {"ours": [], "plain": []}
+    async with ours(servers) as one, plain(servers) as other:
+        for side in (one, other):
+            await submit_all(side, 200, 200)
+        for number in range(rounds):
+            for side in (one, other):
+                seconds = await submit_all(side, tasks, 200, first=1000 * (number + 1))
+                slowest[side.name].append(quantile(seconds, 0.99) * 1000)
+                await side.finished(0.1)
+            ratios.append(slowest["ours"][-1] / slowest["plain"][-1])
+    facts = {f"{name} p99 (ms)": round(statistics.median(all_), 1) for name, all_ in slowest.items()}
+    return Figure("P12b", ratios, facts)
+
+
+async def lone(servers: Servers, rounds: int, tasks: int) -> Figure:
+    """P12c: from the row's submit to its start, one task after another with nothing else to do."""
+    delays: dict[str, list[float]] = {"ours": [], "plain": []}
+    ratios = []
+    async with ours(servers) as one, plain(servers) as other:
+        for number in range(rounds):
+            for side in (one, other):
+                delays[side.name].append(await alone(side, tasks, number))
+            ratios.append(delays["ours"][-1] / max(delays["plain"][-1], 0.1))
+    facts = {f"{name} (ms)": round(statistics.median(all_), 1) for name, all_ in delays.items()}
+    return Figure("P12c", ratios, facts)
+
+
+async def alone(side: Side, tasks: int, round_: int) -> float:
+    """Median delay of lone tasks, in milliseconds."""
+    await side.clear()
+    async with open_session(1) as session:
+        for number in range(tasks):
+            await submit(session, side, round_ * tasks + number)
+            await side.finished(0.01)
+            await asyncio.sleep(0.02)
+    rows = await side.rows(f"SELECT started_at - submitted_at FROM {side.table}")  # noqa: S608 - a constant
+    return statistics.median(float(row[0]) for row in rows)
