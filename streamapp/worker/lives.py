@@ -84,7 +84,8 @@ class Lives:
     async def _draw(self, claimed: Claimed) -> None:
         """The good way: every image drawn, stored, and the row ended."""
         row = claimed.row
-        order = await self.parts.order(row)
+        # Nothing began yet: a database that is away here costs time and no attempt.
+        order = await self.patiently(lambda: self.parts.order(row))
         claimed.joined = True
         stores: list[asyncio.Task[tuple[ImageRow, float]]] = []
         try:
@@ -258,7 +259,7 @@ class Lives:
 
     @staticmethod
     async def patiently(write: Callable[[], Awaitable[Any]]) -> Any:
-        """Write something that must be written, while the database may be away."""
+        """Write (or read) something that must be, while the database may be away."""
         delay = 0.2
         while True:
             try:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from streamapp.db import State
+from streamapp.db import State, TaskRow
 from streamapp.errors import Unavailable
+from streamapp.worker.drawing import Order
+from streamapp.worker.pictures import Orders
 from tests.worker.conftest import Bench
 
 
@@ -61,3 +63,23 @@ async def test_jobs_claimed_together_all_begin_though_one_cannot_be_handed_back_
     bench.drawing.gate.set()
     assert set((await bench.ended("t0", "t1", "t2")).values()) == {State.SUCCEEDED}
     assert refused == 2
+
+
+async def test_a_database_that_goes_away_before_the_drawing_costs_no_attempt(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of a claimed task are looked up in the registry: the only attempt is not used up by that."""
+    real, refused = Orders.__call__, 0
+
+    async def look_up(orders: Orders, row: TaskRow) -> Order:
+        nonlocal refused
+        if refused < 2:
+            refused += 1
+            raise Unavailable("the server has gone away")
+        return await real(orders, row)
+
+    monkeypatch.setattr(Orders, "__call__", look_up)
+    await bench.submit("t1", max_attempts=1)
+    assert await bench.ended("t1") == {"t1": State.SUCCEEDED}
+    row = await bench.row("t1")
+    assert (refused, row.attempts, row.history) == (2, 1, ())
