@@ -12,8 +12,6 @@ import aiohttp
 
 from tests.integration.fleet import Fleet, Member
 
-#: Share of tasks that take about a tenth of a second a step: a worker draws something most of the time, so kills hit it.
-SLOW = 0.5
 #: Share of tasks that their user cancels.
 CANCELLED = 0.03
 #: A submit that is refused for this long was not refused for a moment, seconds.
@@ -34,11 +32,11 @@ class Load:
         return self.tries - len(self.accepted)
 
 
-def body(number: int, chance: random.Random) -> dict[str, Any]:
+def body(number: int, chance: random.Random, slow: float) -> dict[str, Any]:
     """Task ``number`` of a run."""
-    slow = chance.random() < SLOW
+    spell = "fake:slow " if chance.random() < slow else ""
     return {
-        "text": f"{'fake:slow ' if slow else ''}picture {number}",
+        "text": f"{spell}picture {number}",
         "params": {"seed": number, "steps": chance.randint(8, 25), "batch_size": chance.choice([1, 1, 1, 2])},
         # P2 and P3 have no deadline: nothing here may end by expiring.
         "priority": chance.choice(["P2", "P2", "P3"]),
@@ -46,11 +44,11 @@ def body(number: int, chance: random.Random) -> dict[str, Any]:
     }
 
 
-async def submit_all(fleet: Fleet, web: Member, tasks: int, span: float, seed: int) -> Load:
+async def submit_all(fleet: Fleet, web: Member, tasks: int, span: float, seed: int, slow: float) -> Load:
     """Submit ``tasks`` evenly over ``span`` seconds; returns when all are accepted."""
     chance = random.Random(seed + 1)
     load, began = Load(), time.monotonic()
-    bodies = [body(number, chance) for number in range(tasks)]
+    bodies = [body(number, chance, slow) for number in range(tasks)]
     unwanted = {number for number in range(tasks) if chance.random() < CANCELLED}
 
     async def one(number: int) -> None:

@@ -21,7 +21,11 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """How often each fault happens in one run."""
+    """How often each fault happens in one run.
+
+    ``slow`` is the share of tasks that take a tenth of a second a step, and with them whoever shares their ticks: a
+    worker shall draw something most of the time, so that kills hit it, and keep up.
+    """
 
     worker: int = 6
     engine: int = 6
@@ -29,6 +33,7 @@ class Mix:
     broker: int = 2
     database: int = 1
     storage: int = 1
+    slow: float = 0.5
 
     @classmethod
     def short(cls) -> Mix:
@@ -38,7 +43,7 @@ class Mix:
     @classmethod
     def alone(cls) -> Mix:
         """What can happen to one process without servers."""
-        return cls(4, 4, 0, 0, 0, 0)
+        return cls(4, 4, 0, 0, 0, 0, slow=0.06)
 
 
 #: Seconds between a kill and the start that follows; a stall must outlast membership (10 s) and lease (15 s), so that

@@ -150,7 +150,7 @@ async def story(
 
     watcher = asyncio.create_task(watching())
     faults = plan(seed, mix, span, len(injector.workers))
-    load, _ = await asyncio.gather(submit_all(fleet, web, tasks, span, seed), injector.run(faults))
+    load, _ = await asyncio.gather(submit_all(fleet, web, tasks, span, seed, mix.slow), injector.run(faults))
     last = await all_ended(rows, injector)
     watcher.cancel()
     for member in injector.workers:
