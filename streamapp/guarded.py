@@ -101,6 +101,8 @@ class GuardedClient:
         """
         try:
             parsed = URL(url)
+            # Names are decoded late, and one whose labels are too long would only be noticed by the resolver.
+            (parsed.host or "").encode("idna")
         except ValueError as error:
             raise Refused(f"{url!r} is not a URL: {error}") from error
         if parsed.scheme not in self._schemes or not parsed.host or re.search(r"[\s\x00-\x20]", parsed.host):

@@ -105,7 +105,8 @@ def check_provenance(
     remedy = "register that one under this name, or leave provenance out to draw with what is here"
     model = _mapping(provenance.get("model"))
     named = [("model", model.get("name"), model.get("digest"), model_digest)]
-    for entry in provenance.get("loras") or ():
+    loras = provenance.get("loras")
+    for entry in loras if isinstance(loras, list | tuple) else ():
         lora = _mapping(entry)
         named.append(("LoRA", lora.get("name"), lora.get("digest"), lora_digests.get(str(lora.get("name")), "")))
     for kind, name, wanted, found in named:

@@ -123,7 +123,10 @@ class Generate(BaseModel):
     priority: PriorityName = Field(2, description="P0 is most urgent, P3 is batch work.", examples=["P1"])
     callback_url: str | None = Field(None, max_length=2_000, description="Told when the task has ended.")
     idempotency_key: str | None = Field(
-        None, min_length=1, max_length=200, description="The same key never makes a second task; also a header."
+        None,
+        min_length=1,
+        max_length=200,
+        description="The same key never makes a second task; also a header. Printable, without blanks at its ends.",
     )
     provenance: dict[str, Any] | None = Field(
         None, description="From a recipe: refused when model or LoRAs are others by now."
@@ -159,6 +162,12 @@ def submission(body: Generate, request: Mapping[str, Any], *, key: str | None, t
         )
     if key is not None and not 1 <= len(key) <= 200:
         raise InvalidRequest("the header Idempotency-Key must have 1 to 200 characters", field="idempotency_key")
+    key = key or body.idempotency_key
+    # Databases differ on blanks at the end, and a header may hold bytes that are no characters.
+    if key is not None and (key != key.strip() or not key.isprintable()):
+        raise InvalidRequest(
+            "idempotency_key must be of printable characters, without blanks at its ends", field="idempotency_key"
+        )
     return Submission(
         text=body.text,
         model=params.model,
@@ -175,7 +184,7 @@ def submission(body: Generate, request: Mapping[str, Any], *, key: str | None, t
         n=params.batch_size,
         priority=body.priority,
         callback_url=body.callback_url,
-        idempotency_key=key or body.idempotency_key,
+        idempotency_key=key,
         provenance=body.provenance,
         trace=trace,
         request=request,

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+from yarl import URL
 
 from streamapp.errors import AppError, InvalidRequest, NotFound, TooLarge
 from streamapp.telemetry import bind, get_logger
@@ -30,18 +31,27 @@ class Forbidden(AppError):
 
 def attach(app: Any) -> None:
     """The outermost middleware."""
-    app.web.web_app.middlewares.append(answer_errors)
+    public = app.settings.public_url
+    own = str(URL(public).origin()).rpartition("://")[2] if public else None
+
+    @web.middleware
+    async def answer_all(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await answer_errors(request, handler, own)
+
+    app.web.web_app.middlewares.append(answer_all)
 
 
-@web.middleware
-async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer errors in our form; give every request an id that the log and the answer share."""
+async def answer_errors(request: web.Request, handler: Handler, own: str | None = None) -> web.StreamResponse:
+    """Answer errors in our form; give every request an id that the log and the answer share.
+
+    ``own`` is the host under which browsers know the service, where a proxy shows it another one.
+    """
     given = request.headers.get("X-Request-Id", "")
     request_id = given if REQUEST_ID.match(given) else secrets.token_hex(8)
     began = time.perf_counter()
     with bind(request_id=request_id):
         try:
-            refuse_other_sites(request)
+            refuse_other_sites(request, own)
             response = await handler(request)
         except AppError as error:
             response = of_error(error)
@@ -49,6 +59,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
             if error.status < 400:
                 raise
             response = of_http(request, error)
+        except web.RequestPayloadError as error:
+            response = of_error(InvalidRequest(f"the body does not arrive as its headers say: {str(error)[:200]}"))
         except ConnectionResetError:
             raise  # the client went away: nobody is there to be answered
         except Exception:  # supervised: a defect answers 500 in our form and leaves its traceback in the log
@@ -78,15 +90,17 @@ def _note(request: web.Request, response: web.StreamResponse, seconds: float) ->
     )
 
 
-def refuse_other_sites(request: web.Request) -> None:
+def refuse_other_sites(request: web.Request, own: str | None = None) -> None:
     """A browser says where a request comes from; a foreign page must not submit or cancel in its visitor's name."""
     if request.method in {"GET", "HEAD", "OPTIONS"}:
         return
     origin = request.headers.get("Origin")
     if origin is None:
         return
-    if origin.rpartition("://")[2] != request.host:
-        raise Forbidden(f"requests from pages of {origin[:100]} are refused; send them from your own server")
+    if origin.rpartition("://")[2] not in {request.host, own}:
+        # A header may hold bytes that no answer can.
+        shown = origin[:100].encode("ascii", "backslashreplace").decode()
+        raise Forbidden(f"requests from pages of {shown} are refused; send them from your own server")
 
 
 def of_error(error: AppError) -> web.Response:

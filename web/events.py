@@ -42,11 +42,11 @@ class Stream:
         self.gone = False
 
     def show(self, glimpse: Glimpse | None) -> None:
-        """Take over a state; ``None`` when the task has disappeared."""
+        """Take over a state unless a newer one is known; ``None`` when the task has disappeared."""
         if glimpse is None:
             self.gone = True
             self.changed.set()
-        elif self.seen is None or glimpse.version != self.seen.version:
+        elif self.seen is None or glimpse.version > self.seen.version:
             self.seen = glimpse
             self.changed.set()
 

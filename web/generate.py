@@ -15,6 +15,8 @@ from web.auth import USER
 from web.bodies import parse, submission
 from web.task_json import accepted
 
+#: How deep lists and objects of a body may lie in each other; a recipe has four levels.
+DEEPEST = 32
 TRACE = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 
 
@@ -54,4 +56,19 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         raise InvalidRequest(f"the body is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise InvalidRequest('the body must be a JSON object, such as {"text": "a cute panda"}')
+    if deeper_than(body, DEEPEST):
+        raise InvalidRequest(f"lists and objects of the body lie more than {DEEPEST} deep in each other")
     return body
+
+
+def deeper_than(value: Any, levels: int) -> bool:
+    """Whether lists and objects lie deeper in each other; what reads JSON takes more levels than what writes it."""
+    inner = [value]
+    for _ in range(levels + 1):
+        inner = [
+            item
+            for outer in inner
+            if isinstance(outer, (dict, list))
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(inner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 from aiohttp import web
@@ -14,6 +15,8 @@ from web.auth import USER
 from web.task_json import brief, callback, pictures, state, whole
 
 MAX_ID = 64
+#: What ids are made of; some databases take one with a blank behind it for the same.
+PLAIN = re.compile(r"[A-Za-z0-9._-]+\Z")
 MAX_PAGE = 200
 
 
@@ -94,7 +97,7 @@ async def show(app: Any, task_id: str, user: str) -> dict[str, Any]:
 
 
 def _id(task_id: str) -> str:
-    if len(task_id) > MAX_ID:
+    if len(task_id) > MAX_ID or not PLAIN.match(task_id):
         raise _missing(task_id)
     return task_id
 

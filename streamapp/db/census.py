@@ -51,11 +51,13 @@ class Sampled(Generic[T]):
 
     async def _renew(self) -> T:
         started = time.monotonic()
+        # A failure says nothing about what counting costs: a database that is back is asked again at once.
+        pause = FRESH
         try:
             self._value = await self._take()
+            pause = max(FRESH, SHARE * (time.monotonic() - started))
         finally:
-            ended = time.monotonic()
-            self._due = ended + max(FRESH, SHARE * (ended - started))
+            self._due = time.monotonic() + pause
         return self._value
 
 

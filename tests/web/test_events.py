@@ -11,6 +11,7 @@ import aiohttp
 import orjson
 import pytest
 
+from streamapp.db import Glimpse, State
 from tests.web.conftest import Api
 from web import events
 
@@ -153,3 +154,13 @@ async def test_more_streams_than_the_limit_are_refused(api: Api, monkeypatch: py
         answer = await api.get(f"{TASK}/{task_id}/events")
         answer.refused(429, "overloaded")
         assert "Retry-After" in answer.headers
+
+
+def test_an_answer_that_comes_late_is_not_told() -> None:
+    stream = events.Stream()
+    stream.show(Glimpse("img-1", State.RUNNING, 0.5, 4, False))
+    stream.changed.clear()
+    stream.show(Glimpse("img-1", State.QUEUED, 0.0, 3, False))
+    assert not stream.changed.is_set()
+    assert stream.seen is not None
+    assert stream.seen.state is State.RUNNING

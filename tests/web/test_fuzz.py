@@ -21,10 +21,14 @@ JSON = st.recursive(
     max_leaves=12,
 )  # fmt: skip
 VALUES = JSON | st.sampled_from(["512x512", "pocket", "DDIM", "P1", 128, 7, 0.5, "a red apple"])
+# What a recipe says of its origin, and things that only look like it.
+ORIGINS = st.dictionaries(st.sampled_from(["model", "loras", "prompt", "drawn_at"]), JSON, max_size=4)
 PARAMS = st.dictionaries(st.sampled_from([*Params.model_fields, "postprocess", "Ω"]), VALUES, max_size=5)
 BODIES = st.dictionaries(
     st.sampled_from([*Generate.model_fields, "seed", "prompt"]), VALUES, max_size=4
-) | st.fixed_dictionaries({"text": st.text(max_size=60)}, optional={"params": PARAMS, "priority": VALUES})
+) | st.fixed_dictionaries(
+    {"text": st.text(max_size=60)}, optional={"params": PARAMS, "priority": VALUES, "provenance": ORIGINS}
+)
 
 
 async def judge(api: Api, body: bytes) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from streamapp.db import State
+from streamapp.db import LoraRow, State, census
+from streamapp.errors import Unavailable
 from tests.web.conftest import Api, Broken, Serve
 
 
@@ -72,6 +73,7 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"text": "a", "params": []}, "params", "must be a valid dictionary"),
     ({"text": "a", "params": {"size": "1x1"}}, "params.size", "it is called resolution"),
     ({"text": "a", "params": {"n": 3}}, "params.n", "it is called batch_size"),
+    ({"text": "a", "n": 3}, "n", "belongs into params, as batch_size"),
     ({"text": "a", "params": {"idempotency_key": "x"}}, "params.idempotency_key", "belongs beside params"),
     ({"text": "a", "params": {"postprocess": {}}}, "params.postprocess", "planned, but not built yet"),
     ({"text": "a", "postprocess": {}}, "postprocess", "planned, but not built yet"),
@@ -172,11 +174,72 @@ async def test_a_full_service_says_when_to_come_again(serve: Serve) -> None:
         assert len(await api.runtime.tasks.page()) == 2
 
 
-async def test_without_the_database_nothing_is_half_done(api: Api, broken: Broken) -> None:
-    broken()
-    answer = await api.generate()
-    answer.refused(503, "unavailable")
-    assert int(answer.headers["Retry-After"]) > 0
+async def test_without_the_database_nothing_is_half_done(
+    api: Api, broken: Broken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"text": "a red apple", "idempotency_key": "order-1"}
+    first = await api.submitted()
+    offered: list[str] = []
+    monkeypatch.setattr(api.runtime.outbox, "offer", lambda row: offered.append(row.id))
+    with monkeypatch.context() as away:
+        for name in ("read", "write", "ping", "now"):
+            away.setattr(type(api.runtime.database), name, _away)
+        answer = await api.generate(body)
+        answer.refused(503, "unavailable")
+        assert int(answer.headers["Retry-After"]) > 0
+    assert ([row.id for row in await api.runtime.tasks.page()], offered) == ([first], [])
+    again = await api.generate(body)
+    assert (again.json["message"], offered) == ("accepted", [again.data["task_id"]])
+
+
+async def _away(*_: Any, **__: Any) -> Any:
+    raise Unavailable("the database does not answer", retry_after=5)
+
+
+async def test_a_database_that_was_away_at_the_first_submit_is_asked_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it took to find out that it is away."""
+    monkeypatch.setattr(census, "SHARE", 1e9)
+    monkeypatch.setattr(census, "FRESH", 0.01)
+    with monkeypatch.context() as away:
+        away.setattr(type(api.runtime.database), "read", _away)
+        (await api.generate()).refused(503, "unavailable")
+    async with asyncio.timeout(10):
+        while (await api.generate()).status != 200:
+            await asyncio.sleep(0.01)
+
+
+async def test_loras_reach_the_row_by_either_form(api: Api) -> None:
+    for name in ("ink", "glow"):
+        await api.runtime.registry.add_lora(LoraRow(name, "1", "sd15", "package:", name))
+    await api.runtime.registry.add_lora(LoraRow("wide", "1", "sdxl", "package:", "wide"))
+    one = await api.submitted(params={"lora_name": "ink", "lora_weight": 0.6})
+    two = await api.submitted(params={"loras": [{"name": "ink"}, {"name": "glow", "weight": -1}]})
+    rows = [await api.runtime.tasks.get(task_id) for task_id in (one, two)]
+    assert [[(lora.name, lora.weight) for lora in row.params.loras] for row in rows if row] == [
+        [("ink", 0.6)],
+        [("ink", 1.0), ("glow", -1.0)],
+    ]
+    wrong = await api.generate({"text": "a", "params": {"lora_name": "wide"}})
+    assert "fits models of family sdxl" in wrong.refused(400, "invalid_request", field="loras")
+    unknown = await api.generate({"text": "a", "params": {"lora_name": "inc"}})
+    assert "did you mean ink?" in unknown.refused(400, "invalid_request", field="loras")
+
+
+async def test_a_recipe_of_other_weights_is_refused(api: Api) -> None:
+    origin = {"model": {"name": "pocket", "digest": "ab" * 32}}
+    answer = await api.generate({"text": "a", "provenance": origin})
+    assert "leave provenance out" in answer.refused(409, "conflict", field="provenance")
+    assert await api.runtime.tasks.page() == []
+
+
+async def test_a_model_that_nobody_serves_is_refused(serve: Serve) -> None:
+    async with serve(families=("sdxl",)) as api:
+        answer = await api.generate({"text": "a", "params": {"model": "pocket"}})
+        assert "no worker here serves (STREAMAPP_FAMILIES: sdxl)" in answer.refused(
+            400, "invalid_request", field="model"
+        )
 
 
 async def test_a_stopping_process_accepts_nothing(api: Api) -> None:
