@@ -52,6 +52,8 @@ WEB = (
     "web.files",
     "web.health",
     "web.status",
+    "web.fetches",
+    "web.loras",
     "web.openapi",
     "web.page",
 )

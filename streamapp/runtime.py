@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import faust.types
 
+from streamapp import read_models
 from streamapp.broker.admin import Admin, open_admin
 from streamapp.broker.record import TP
 from streamapp.clock import Clock
 from streamapp.db import Claims, Database, DeadLetters, Delivery, Registry, Tasks, open_database, upgrade
 from streamapp.errors import Unavailable
 from streamapp.models import catalogue
+from streamapp.models.cache import DiskCache, Kind
+from streamapp.models.fetching import Fetches
 from streamapp.outbox import Outbox, open_outbox
 from streamapp.settings import Settings
 from streamapp.storage import Storage, open_storage
@@ -44,6 +47,8 @@ class Runtime:
     letters: DeadLetters
     registry: Registry
     shelf: Shelf
+    cache: DiskCache
+    fetches: Fetches
     storage: Storage
     admin: Admin
     clock: Clock
@@ -101,6 +106,7 @@ async def open_runtime(app: StreamApp) -> Runtime:
     )
     if worker is not None:
         worker.on_change(status.changed)
+    shelf, cache = _open_shelf(app, registry, tasks)
     outbox = open_outbox(app, tasks=tasks, delivery=delivery, admin=admin)
     return Runtime(
         settings=settings,
@@ -112,7 +118,9 @@ async def open_runtime(app: StreamApp) -> Runtime:
         claims=claims,
         letters=DeadLetters(database),
         registry=registry,
-        shelf=Shelf(registry),
+        shelf=shelf,
+        cache=cache,
+        fetches=Fetches(settings, registry, cache, changed=shelf.forget),
         storage=storage,
         admin=admin,
         clock=clock,
@@ -120,6 +128,20 @@ async def open_runtime(app: StreamApp) -> Runtime:
         status=status,
         worker=worker,
     )
+
+
+def _open_shelf(app: StreamApp, registry: Registry, tasks: Tasks) -> tuple[Shelf, DiskCache]:
+    shelf, resident = Shelf(registry), partial(_resident, app)
+    return shelf, DiskCache(app.settings, registry, wanted=tasks.naming, resident=resident, changed=shelf.forget)
+
+
+def _resident(app: StreamApp) -> set[tuple[Kind, str]]:
+    """What live workers hold in memory, by what they say of themselves."""
+    found: set[tuple[Kind, str]] = set()
+    for state in read_models.lora_state(app).values():
+        found |= {("model", name) for name, tier in state["checkpoints"].items() if tier != "disk"}
+        found |= {("lora", name) for name, tier in state["loras"].items() if tier != "disk"}
+    return found
 
 
 async def _open_database(settings: Settings) -> tuple[Database, Registry]:
@@ -168,6 +190,7 @@ async def _send_status(app: StreamApp, status: Any) -> None:
 async def close_runtime(runtime: Runtime) -> None:
     """Close everything, also after a failed start; each part gets a bounded time."""
     parts: list[tuple[str, Callable[[], Awaitable[Any]]]] = [
+        ("fetches", runtime.fetches.close),
         ("outbox", runtime.outbox.close),
         ("storage", runtime.storage.close),
         ("admin", runtime.admin.close),

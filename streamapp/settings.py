@@ -122,6 +122,8 @@ class Settings(BaseSettings):
     hub_url: str = "https://huggingface.co"
     hub_token: SecretStr | None = None
     allow_private_sources: bool = False
+    models_max_bytes: Count | None = None
+    max_upload_bytes: Count = 512 * 1024**2
 
     # Web.
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()

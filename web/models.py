@@ -1,20 +1,33 @@
-"""What can be drawn with: models, LoRAs, samplers, styles and families."""
+"""What can be drawn with: models, LoRAs, samplers, styles and families; one of them in full, and away with it."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+from difflib import get_close_matches
 from typing import Any
 
 from aiohttp import web
 
 from streamapp.db import LoraRow, ModelRow
 from streamapp.engine.names import AUTO, SAMPLERS
+from streamapp.errors import AppError, Conflict, InvalidRequest, NotFound
+from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, Kind
+from streamapp.models.catalogue import PACKAGE, delete_files, locate
 from streamapp.models.families import traits_of
 from streamapp.models.styles import STYLES
+from streamapp.telemetry import get_logger
 from web.answers import API, iso, ok
+from web.auth import USER
+from web.dead_letters import OperatorsOnly
+
+log = get_logger(__name__)
+MAX_NAME = 200
+Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
 def attach(app: Any) -> None:
-    """Add the route."""
+    """Add the routes."""
 
     async def models(_: web.Request) -> web.Response:
         shelf, served = app.runtime.shelf, app.settings.families
@@ -33,7 +46,90 @@ def attach(app: Any) -> None:
             }
         )
 
-    app.web.web_app.router.add_get(f"{API}/models", models)
+    router = app.web.web_app.router
+    router.add_get(f"{API}/models", models)
+    for kind in ("model", "lora"):
+        one, remove = _views(app, kind)
+        router.add_get(f"{API}/{kind}s/{{name}}", one)
+        router.add_delete(f"{API}/{kind}s/{{name}}", remove)
+
+
+def _views(app: Any, kind: Kind) -> tuple[Handler, Handler]:
+    """The handlers of one model or LoRA."""
+
+    async def one(request: web.Request) -> web.Response:
+        rows = await _named(app, kind, request.match_info["name"])
+        newest = await (app.runtime.registry.model if kind == "model" else app.runtime.registry.lora)(rows[0].name)
+        if newest is None:
+            raise NotFound(f"{rows[0].name} was just removed", name=rows[0].name)
+        where = await asyncio.to_thread(_state, newest, app.settings)
+        return ok({**_whole(newest), "state": where, "versions": [row.version for row in rows]})
+
+    async def remove(request: web.Request) -> web.Response:
+        operators_only(app, request, f"deleting {kind}s")
+        if unknown := sorted(set(request.query) - {"version"}):
+            raise InvalidRequest(f"{unknown[0][:60]} is not a parameter here; known: version")
+        rows = await _named(app, kind, request.match_info["name"], request.query.get("version"))
+        freed = await _remove(app, kind, rows, request.query.get("version"))
+        log.info("weights deleted", action="deleted", kind=kind, name=rows[0].name, bytes=freed, user=request[USER])
+        return ok({"name": rows[0].name, "versions": [row.version for row in rows], "freed": freed}, "deleted")
+
+    return one, remove
+
+
+async def _named(app: Any, kind: Kind, name: str, version: str | None = None) -> list[ModelRow | LoraRow]:
+    """Every version of a name, or one.
+
+    Raises:
+        NotFound: says the nearest names.
+    """
+    registry = app.runtime.registry
+    known: list[ModelRow | LoraRow] = list(await (registry.models() if kind == "model" else registry.loras()))
+    found = [row for row in known if row.name == name and version in (None, row.version)]
+    if not found:
+        near = get_close_matches(name, sorted({row.name for row in known}), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        what = f"{name[:60]!r}" if version is None else f"{name[:60]!r} {version[:60]}"
+        raise NotFound(f"{kind} {what} is not registered here{hint}", name=name[:MAX_NAME], known=near)
+    return found
+
+
+async def _remove(app: Any, kind: Kind, rows: list[ModelRow | LoraRow], version: str | None) -> int:
+    """Forget the rows and delete what no other row uses; bytes freed.
+
+    Raises:
+        Conflict: they ship with the service, or tasks that have not ended use them.
+    """
+    runtime, name = app.runtime, rows[0].name
+    if any(row.source.startswith(PACKAGE) for row in rows):
+        raise Conflict(f"{name} ships with the service and stays", name=name)
+    if await runtime.tasks.naming(kind, name):
+        raise Conflict(f"queued or running tasks use {name}: cancel them, or wait until they have ended", name=name)
+    registry = runtime.registry
+    gone = await (registry.remove_model if kind == "model" else registry.remove_lora)(name, version)
+    runtime.shelf.forget()
+    used = {row.path for row in (*await registry.models(), *await registry.loras())}
+    freed, paths = 0, set()
+    for row in gone:
+        if row.path not in used and row.path not in paths:
+            paths.add(row.path)
+            freed += await asyncio.to_thread(delete_files, row, app.settings)
+    return freed
+
+
+def operators_only(app: Any, request: web.Request, what: str) -> None:
+    """Refuse plain users where the service knows its users.
+
+    Raises:
+        OperatorsOnly: the key is none of an operator's.
+    """
+    if app.settings.api_keys and request[USER] not in app.settings.operators:
+        raise OperatorsOnly(f"{what} is for operators: STREAMAPP_OPERATORS names whose keys may")
+
+
+def of_row(row: ModelRow | LoraRow) -> dict[str, Any]:
+    """A model or LoRA as lists show it."""
+    return of_lora(row) if isinstance(row, LoraRow) else of_model(row)
 
 
 def of_model(row: ModelRow) -> dict[str, Any]:
@@ -65,3 +161,28 @@ def _weights(row: ModelRow | LoraRow) -> dict[str, Any]:
         "size": row.size,
         "last_used_at": iso(row.last_used_at),
     }
+
+
+def _whole(row: ModelRow | LoraRow) -> dict[str, Any]:
+    traits = row.traits
+    return {
+        **of_row(row),
+        "kind": "lora" if isinstance(row, LoraRow) else "model",
+        "base_model": traits.get("base_model"),
+        "trigger_words": list(traits.get("trigger_words") or ()),
+        "license": traits.get("license"),
+        "nsfw_level": traits.get("nsfw_level"),
+        "page": traits.get("page"),
+        "pulled_from": traits.get(PULLED_FROM),
+        "ships": row.source.startswith(PACKAGE),
+        "pinned": bool(traits.get(PINNED)),
+    }
+
+
+def _state(row: ModelRow | LoraRow, settings: Any) -> str:
+    """Whether its files are on this machine."""
+    try:
+        locate(row, settings)
+    except AppError:
+        return "evicted" if row.traits.get(EVICTED) else "missing"
+    return "here"

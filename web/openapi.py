@@ -10,14 +10,9 @@ from streamapp import __version__
 from streamapp.db import State
 from web.answers import API, raw
 from web.bodies import Generate
+from web.operations import REFS, in_data, operation, record, ref
+from web.weights_document import weights
 
-REFS = "#/components/schemas/{model}"
-#: Statuses that every part of the API may answer with.
-ANYWHERE = {
-    "401": "No API key, or an unknown one (only where keys are set).",
-    "500": "A defect; the message names the request id to look for in the log.",
-    "503": "Something this needs does not answer; come again after `Retry-After` seconds.",
-}
 TASK = {"name": "task_id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 64}}
 ADDRESS = {"type": "string", "format": "uri-reference"}
 TIME = {"type": ["string", "null"], "format": "date-time"}
@@ -49,9 +44,10 @@ def build() -> dict[str, Any]:
         "tags": [
             {"name": "tasks", "description": "Submit, look, follow, cancel."},
             {"name": "dead letters", "description": "What could not be worked off: look, replay, drop."},
-            {"name": "service", "description": "Models, workers, health."},
+            {"name": "models", "description": "What can be drawn with: look, fetch, upload, delete."},
+            {"name": "service", "description": "Workers, pictures, health."},
         ],
-        "paths": {**_tasks(), **_letters(), **_service()},
+        "paths": {**_tasks(), **_letters(), **weights(), **_service()},
         "components": {
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
@@ -63,14 +59,14 @@ def build() -> dict[str, Any]:
 
 
 def _tasks() -> dict[str, Any]:
-    events = _operation("tasks", "Follow a task", "Server-sent events until it has ended; `Last-Event-ID` resumes.", {})
+    events = operation("tasks", "Follow a task", "Server-sent events until it has ended; `Last-Event-ID` resumes.", {})
     events["responses"]["200"] = {
         "description": "Events of type `task`; the last one is the whole task.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     }
     events["responses"]["204"] = {"description": "It had ended at the event that was seen last."}
     events["parameters"] = [{"name": "Last-Event-ID", "in": "header", "schema": {"type": "string"}}]
-    submit = _operation(
+    submit = operation(
         "tasks",
         "Submit a task",
         "Answers when the task is stored, before it is drawn.",
@@ -80,16 +76,16 @@ def _tasks() -> dict[str, Any]:
         413,
         429,
     )
-    submit["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref("Generate")}}}
+    submit["requestBody"] = {"required": True, "content": {"application/json": {"schema": ref("Generate")}}}
     submit["parameters"] = [{"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 200}}]
-    many = _operation("tasks", "List the newest tasks", "Newest first.", _data("Tasks"), 400)
+    many = operation("tasks", "List the newest tasks", "Newest first.", _data("Tasks"), 400)
     many["parameters"] = [
-        {"name": "status", "in": "query", "schema": _ref("Status")},
+        {"name": "status", "in": "query", "schema": ref("Status")},
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 200, "default": 20}},
         {"name": "before", "in": "query", "description": "`next_before` of a page.", "schema": {"type": "string"}},
     ]
-    one = _operation("tasks", "Show a task", "State, pictures, timings and the exact recipe.", _data("Task"), 404)
-    cancel = _operation(
+    one = operation("tasks", "Show a task", "State, pictures, timings and the exact recipe.", _data("Task"), 404)
+    cancel = operation(
         "tasks", "Cancel a task", "At once, or between two steps of its drawing.", _data("Cancelled"), 404, 409
     )
     path = f"{API}/image/task/{{task_id}}"
@@ -105,10 +101,10 @@ def _letters() -> dict[str, Any]:
     path = f"{API}/dead_letters"
     item = {"name": "letter_id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 200}}
     text, loose = {"type": "string"}, {"type": "object"}
-    letter = _object({"id": text, "state": {"enum": ["open", "replayed", "dropped"]}, "reason": text, "message": text})
-    page = _object({"letters": {"type": "array", "items": letter}, "next_before": {"type": ["string", "null"]}})
-    many = _operation(
-        "dead letters", "List dead letters", "Newest first; without the bytes of messages.", _in_data(page), 400
+    letter = record({"id": text, "state": {"enum": ["open", "replayed", "dropped"]}, "reason": text, "message": text})
+    page = record({"letters": {"type": "array", "items": letter}, "next_before": {"type": ["string", "null"]}})
+    many = operation(
+        "dead letters", "List dead letters", "Newest first; without the bytes of messages.", in_data(page), 400
     )
     states = {"enum": ["open", "replayed", "dropped", "all"], "default": "open"}
     many["parameters"] = [
@@ -116,16 +112,16 @@ def _letters() -> dict[str, Any]:
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 200, "default": 50}},
         {"name": "before", "in": "query", "description": "`next_before` of a page.", "schema": text},
     ]
-    one = _operation(
-        "dead letters", "Show a dead letter", "With its history, or its bytes in base64.", _in_data(letter), 404
+    one = operation(
+        "dead letters", "Show a dead letter", "With its history, or its bytes in base64.", in_data(letter), 404
     )
-    done = _in_data(_object({"id": text, "outcome": {"enum": ["replayed", "dropped"]}}))
-    again = _operation(
+    done = in_data(record({"id": text, "outcome": {"enum": ["replayed", "dropped"]}}))
+    again = operation(
         "dead letters", "Replay a dead letter", "The same task id, attempts counted from zero.", done, 404, 409
     )
-    drop = _operation("dead letters", "Drop a dead letter", "Its task stays failed, and says so.", done, 404, 409)
+    drop = operation("dead letters", "Drop a dead letter", "Its task stays failed, and says so.", done, 404, 409)
     counts = "Read topics again and queue tasks that failed or expired; the answer counts."
-    walk = _operation("dead letters", "Replay topics", counts, _in_data(loose), 400, 403)
+    walk = operation("dead letters", "Replay topics", counts, in_data(loose), 400, 403)
     fields = {
         "since": {"type": "string", "examples": ["2026-11-23T08:30:00Z", "2h"]},
         "topics": {"type": "array", "items": text},
@@ -144,22 +140,19 @@ def _letters() -> dict[str, Any]:
 
 def _service() -> dict[str, Any]:
     loose = {"type": "object"}
-    file = _operation("service", "Fetch a picture", "By the signed address that a task shows.", {}, 403, 404, 416)
+    file = operation("service", "Fetch a picture", "By the signed address that a task shows.", {}, 403, 404, 416)
     file["responses"]["200"] = {"description": "The picture.", "content": {"image/png": {}}}
     file["responses"]["206"] = {"description": "The range that was asked for.", "content": {"image/png": {}}}
     file["responses"]["304"] = {"description": "The client has it already."}
     key = {"name": "key", "in": "path", "required": True, "schema": {"type": "string"}}
     signed = [{"name": name, "in": "query", "required": True, "schema": {"type": "string"}} for name in ("exp", "sig")]
-    status = _operation(
-        "service", "Workers, backlog, residents, throughput", "From every process the same.", _in_data(loose)
+    status = operation(
+        "service", "Workers, backlog, residents, throughput", "From every process the same.", in_data(loose)
     )
     minutes = {"type": "integer", "minimum": 1, "maximum": 1440, "default": 60}
     status["parameters"] = [{"name": "minutes", "in": "query", "schema": minutes}]
     return {
         f"{API}/status": {"get": status},
-        f"{API}/models": {
-            "get": _operation("service", "What can be drawn with", "Models, LoRAs, samplers, styles.", _in_data(loose))
-        },
         "/files/{key}": {"parameters": [key, *signed], "get": file},
         "/healthz": {"get": _probe("Is the process alive", "Asks nobody.")},
         "/readyz": {
@@ -170,53 +163,15 @@ def _service() -> dict[str, Any]:
 
 def _probe(summary: str, description: str, *, failing: str | None = None) -> dict[str, Any]:
     """A question of load balancers, who send no key and read the status only."""
-    checks = _object({"status": {"type": "string"}}) | {"additionalProperties": True}
-    probe = _operation("service", summary, description, checks)
+    checks = record({"status": {"type": "string"}}) | {"additionalProperties": True}
+    probe = operation("service", summary, description, checks)
     answer = probe["responses"]["200"]
     probe["responses"] = {"200": answer} | ({"503": {**answer, "description": failing}} if failing else {})
     return {**probe, "security": []}
 
 
-def _operation(tag: str, summary: str, description: str, answer: dict[str, Any], *refusals: int) -> dict[str, Any]:
-    """One operation; ``answer`` is the schema of its JSON."""
-    error = {"application/json": {"schema": _ref("Error")}}
-    responses: dict[str, Any] = {"200": {"description": "Done.", "content": {"application/json": {"schema": answer}}}}
-    for status in refusals:
-        responses[str(status)] = {"description": REFUSALS[status], "content": error}
-    for code, description_ in ANYWHERE.items():
-        responses[code] = {"description": description_, "content": error}
-    name = "".join(word.capitalize() if number else word.lower() for number, word in enumerate(summary.split()))
-    return {
-        "tags": [tag],
-        "operationId": "".join(char for char in name if char.isalnum()),
-        "summary": summary,
-        "description": description,
-        "responses": responses,
-    }
-
-
-REFUSALS = {
-    400: "Something cannot be done as asked; the message says what to change.",
-    403: "The address is not signed by this service or no longer valid, or this is for operators only.",
-    404: "There is no such thing.",
-    409: "It is not in a state that allows this, or a recipe's weights are others by now.",
-    413: "The request is too large.",
-    416: "The range lies behind the end.",
-    429: "The service is full; come again after `Retry-After` seconds.",
-}
-
-
-def _ref(name: str) -> dict[str, Any]:
-    return {"$ref": REFS.format(model=name)}
-
-
 def _data(name: str) -> dict[str, Any]:
-    return _in_data(_ref(name))
-
-
-def _in_data(schema: dict[str, Any]) -> dict[str, Any]:
-    properties = {"code": {"const": 0}, "message": {"type": "string"}, "data": schema}
-    return {"type": "object", "required": ["code", "message", "data"], "properties": properties}
+    return in_data(ref(name))
 
 
 def _schemas() -> dict[str, Any]:
@@ -224,7 +179,7 @@ def _schemas() -> dict[str, Any]:
     schemas: dict[str, Any] = body.pop("$defs", {})
     text, number = {"type": "string"}, {"type": "number"}
     loose, whole = {"type": "object"}, {"type": "integer"}
-    state = {"task_id": text, "status": _ref("Status"), "progress": {"type": "number", "minimum": 0, "maximum": 100}}
+    state = {"task_id": text, "status": ref("Status"), "progress": {"type": "number", "minimum": 0, "maximum": 100}}
     drawn = {"drawn_at": text, "delivered_at": text, "notes": {"type": "array", "items": text}}
     links = {"query_url": ADDRESS, "events_url": ADDRESS}
     image = {
@@ -242,27 +197,23 @@ def _schemas() -> dict[str, Any]:
         **state, "text": text, "model": text, "fallback_model": {"type": ["string", "null"]},
         "instead_of": {"type": ["object", "null"]}, "family": text, "priority": text, "batch_size": whole, **drawn,
         "submitted_at": TIME, "started_at": TIME, "ended_at": TIME, "attempts": whole, "max_attempts": whole,
-        "worker_id": {"type": ["string", "null"]}, "images": {"type": "array", "items": _ref("Image")},
+        "worker_id": {"type": ["string", "null"]}, "images": {"type": "array", "items": ref("Image")},
         "error": {"type": ["object", "null"]}, **links, "queue_position": {"type": ["integer", "null"]},
-        "estimated_time": number, "recipe": _ref("Generate"), "timings": loose,
+        "estimated_time": number, "recipe": ref("Generate"), "timings": loose,
         "history": {"type": "array", "items": loose}, "cancel_requested": {"type": "boolean"}, "deadline_at": TIME,
         "callback_url": {"type": ["string", "null"]}, "callback": callback,
         "idempotency_key": {"type": ["string", "null"]}, "version": whole,
     }  # fmt: skip
-    tasks = {"tasks": {"type": "array", "items": _ref("Task")}, "next_before": {"type": ["string", "null"]}}
+    tasks = {"tasks": {"type": "array", "items": ref("Task")}, "next_before": {"type": ["string", "null"]}}
     outcome = {"enum": ["cancelled", "cancelling"]}
     return {
         **schemas,
         "Generate": body,
         "Status": {"type": "string", "enum": [item.value for item in State]},
-        "Accepted": _object({**state, "estimated_time": number, **links, **drawn, "seed": whole}),
+        "Accepted": record({**state, "estimated_time": number, **links, **drawn, "seed": whole}),
         "Task": {"type": "object", "properties": task, "required": [*state, "text", "images"]},
-        "Tasks": _object(tasks),
+        "Tasks": record(tasks),
         "Image": {"type": "object", "properties": image, "required": ["index", "url"]},
-        "Cancelled": _object({**state, "outcome": outcome}),
+        "Cancelled": record({**state, "outcome": outcome}),
         "Error": {"type": "object", "properties": {"code": text, "message": text}, "required": ["code", "message"]},
     }
-
-
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(properties)}

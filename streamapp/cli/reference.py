@@ -92,11 +92,15 @@ MEANING: dict[str, dict[str, str]] = {
         "hub_url": "The Hugging Face Hub, or a mirror that speaks its API.",
         "hub_token": "Access token of a Hub account, for gated and private repositories; sent to that host alone.",
         "allow_private_sources": "Allow mirrors, and what they redirect to, at private addresses.",
+        "models_max_bytes": "Bytes that weights may take in the data folder's `models`: before more are fetched, those "
+        "that were fetched and not used for longest make room, unless they are pinned, in use or waited for. Not set: "
+        "no limit.",
+        "max_upload_bytes": "Largest LoRA that may be uploaded.",
     },
     "Web and logs": {
         "api_keys": "Keys that the API accepts, separated by commas. Required when `STREAMAPP_HOST` is public.",
         "operators": "Names of the API keys (`NAME:SECRET`) that see everybody's dead letters and unreadable messages, "
-        "and may replay topics. Without keys everybody may.",
+        "may replay topics, and fetch and delete models. Without keys everybody may.",
         "log_level": "Least severe line that is written; `debug` also lets Faust and the drivers speak.",
         "log_format": "`text` for people, `json` for a log store.",
     },

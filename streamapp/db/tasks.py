@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal
 
 import orjson
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from streamapp.db.census import Census
 from streamapp.db.claims import CANCELLED_ERROR, idle
@@ -117,6 +117,14 @@ class Tasks:
     async def queued(self, limit: int) -> int:
         """Tasks queued, at most ``limit``: a count as old as that of :meth:`counts`, plus this process's own since."""
         return await self._census.queued(limit)
+
+    async def naming(self, kind: Literal["model", "lora"], name: str) -> bool:
+        """Whether a queued or running task names this model (also as its fallback) or LoRA."""
+        c = tasks.c
+        # Keys and values of the text that ``GenerationParams`` writes; quotes inside of prompts are escaped there.
+        said = f'"{"model" if kind == "model" else "name"}":{orjson.dumps(name).decode()}'
+        alive = select(c.id).where(c.state.in_([State.QUEUED, State.RUNNING]), func.instr(c.params, said) > 0).limit(1)
+        return await self._database.read(lambda connection: connection.scalar(alive)) is not None
 
     async def replay(self, task_id: str) -> bool:
         """Queue an ended task without a result again; see :meth:`replay_many`.

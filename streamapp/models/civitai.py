@@ -28,6 +28,7 @@ class _File(_Answer):
     name: str = ""
     type: str = ""
     primary: bool = False
+    kilobytes: float = Field(0, alias="sizeKB")
     hashes: dict[str, str] = {}
     metadata: dict[str, Any] = {}
     pickle_scan: str = Field("", alias="pickleScanResult")
@@ -115,6 +116,7 @@ class CivitaiSite:
                 **_traits(version, model),
                 "page": f"{self._base}/models/{version.model_id}?modelVersionId={version.id}",
             },
+            about=int(file.kilobytes * 1024) or None,
         )
 
     async def _version(self, wanted: Civitai | Digest) -> _Version:

@@ -20,6 +20,7 @@ class Offer:
         family: the architecture, where the page tells it; else the tensors will.
         file: the weights.
         traits: licence, trigger words, maturity, defaults of the variant, the page it comes from.
+        about: bytes as the page rounds them, where ``file`` does not tell them exactly.
     """
 
     kind: Literal["model", "lora"]
@@ -28,6 +29,7 @@ class Offer:
     family: str | None
     file: Remote
     traits: Mapping[str, Any] = field(default_factory=dict)
+    about: int | None = None
 
 
 #: Civitai's words for base models by how they begin, the longest first; the list is open, so what is not here is not

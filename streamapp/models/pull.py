@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,8 @@ from streamapp.settings import Settings
 #: Seconds that a site may take to begin its answer.
 PATIENCE = 30.0
 Progress = Callable[[int, int | None], None]
+#: Hears what will be fetched before it is, and says where it is when it is here already.
+Prepare = Callable[[Offer], Awaitable[Fetched | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,13 @@ async def open_sites(settings: Settings) -> AsyncIterator[Sites]:
 
 
 async def pull(
-    sites: Sites, settings: Settings, text: str, *, name: str | None = None, progress: Progress = lambda *_: None
+    sites: Sites,
+    settings: Settings,
+    text: str,
+    *,
+    name: str | None = None,
+    progress: Progress = lambda *_: None,
+    prepare: Prepare | None = None,
 ) -> ModelRow | LoraRow:
     """Fetch and verify what ``text`` refers to; the row is for the registry, which this does not write.
 
@@ -86,7 +94,10 @@ async def pull(
     folder = models_root(settings) / f"{offer.kind}s"
     # The site's own file names never become paths: they may hold anything.
     key = offer.file.digest[:10] if offer.file.digest else slug(offer.version)
-    fetched = await sites.downloader.fetch(offer.file, folder / f"{slug(offer.title)}-{key}.safetensors", progress)
+    fetched = None if prepare is None else await prepare(offer)
+    if fetched is None:
+        target = folder / f"{slug(offer.title)}-{key}.safetensors"
+        fetched = await sites.downloader.fetch(offer.file, target, progress)
     return await asyncio.to_thread(registered, models_root(settings), local, text, offer, fetched)
 
 

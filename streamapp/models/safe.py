@@ -108,21 +108,24 @@ def check_folder(path: Path) -> None:
             read_header(file)
 
 
-def check_lora(path: Path) -> LoraHeader:
+def check_lora(path: Path, name: str | None = None) -> LoraHeader:
     """Refuse anything but a well-formed plain LoRA in the kohya or diffusers layout.
+
+    ``name`` is what messages call a file that has another name, or none, on the disk.
 
     Raises:
         InvalidRequest: for other files and for kinds of adapters that cannot be applied (LoHa, LoKr, DoRA).
         NotFound: when there is no such file.
     """
-    header = read_header(path)
-    for name in header:
+    header = read_header(path) if name is None else parse_header(path, name)
+    name = name or path.name
+    for key in header:
         for ending, kind in UNSUPPORTED.items():
-            if name.endswith((ending, f"{ending}.weight")):
-                raise InvalidRequest(f"{path.name} is a {kind}, which cannot be applied yet: use a LoRA", field="path")
+            if key.endswith((ending, f"{ending}.weight")):
+                raise InvalidRequest(f"{name} is a {kind}, which cannot be applied yet: use a LoRA", field="path")
     keys = _lora_keys(header)
     if not keys:
-        raise InvalidRequest(f"{path.name} holds no LoRA weights", field="path")
+        raise InvalidRequest(f"{name} holds no LoRA weights", field="path")
     kohya = keys[0].endswith("lora_down.weight")
     ranks = [int(header[key]["shape"][0]) for key in keys if header[key].get("shape")]
     metadata = header.get("__metadata__")

@@ -9,21 +9,19 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from streamapp.db import LoraRow, ModelRow, NewTask, TaskRow
 from streamapp.engine.errors import EngineError
-from streamapp.engine.job import MAX_ADAPTERS, MAX_GUIDANCE, MAX_STEPS
+from streamapp.engine.job import MAX_GUIDANCE, MAX_STEPS
 from streamapp.engine.names import sampler_name
-from streamapp.errors import InvalidRequest, Overloaded, TooLarge, Unavailable
+from streamapp.errors import InvalidRequest, Overloaded, TooLarge
 from streamapp.generation import MAX_SEED, GenerationParams, LoraRef, Priority, Size
 from streamapp.guarded import GuardedClient, Refused
 from streamapp.ids import new_task_id
 from streamapp.models import sizes
-from streamapp.models.catalogue import POCKET
 from streamapp.models.families import Traits, traits_of
 from streamapp.models.styles import find_style, styled
 from streamapp.models.words import vocabulary_note
@@ -31,10 +29,10 @@ from streamapp.recipe import check_provenance
 from streamapp.scheduling.cost import estimate
 from streamapp.settings import Settings
 from streamapp.submit.fallback import with_fallback
+from streamapp.submit.weights import find_loras, find_model
 
 if TYPE_CHECKING:
     from streamapp.runtime import Runtime
-    from streamapp.submit.shelf import Shelf
 
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Guidance = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
@@ -96,10 +94,15 @@ async def submit(runtime: Runtime, submission: Submission, user: str) -> Accepte
     _check(submission, settings)
     await _room(runtime)
     shelf = runtime.shelf
-    model = await _model(shelf, submission.model, settings)
-    loras = await _loras(shelf, submission.loras, model)
+    model = await find_model(shelf, submission.model, settings)
+    loras = await find_loras(shelf, submission.loras, model)
     params = await with_fallback(
-        submission, _resolve(submission, model), model, loras, settings, lambda name: _model(shelf, name, settings)
+        submission,
+        _resolve(submission, model, loras),
+        model,
+        loras,
+        settings,
+        lambda name: find_model(shelf, name, settings),
     )
     _check_length(params, settings)
     if submission.provenance is not None:
@@ -172,67 +175,7 @@ async def _room(runtime: Runtime) -> None:
         )
 
 
-async def _model(shelf: Shelf, name: str | None, settings: Settings) -> ModelRow:
-    if name is None:
-        row = await _default_model(shelf, settings)
-    else:
-        found = await shelf.model(name)
-        if found is None:
-            raise _unknown("model", name, [row.name for row in await shelf.models()])
-        row = found
-    if row.family not in settings.families:
-        raise InvalidRequest(
-            f"model {row.name} is of family {row.family}, which no worker here serves "
-            f"(STREAMAPP_FAMILIES: {', '.join(settings.families)})",
-            field="model",
-        )
-    return row
-
-
-async def _default_model(shelf: Shelf, settings: Settings) -> ModelRow:
-    """The model that ships where it is registered, else the only one; several others are for the user to choose."""
-    served = sorted({row.name for row in await shelf.models() if row.family in settings.families})
-    if POCKET.name in served:
-        served = [POCKET.name]
-    if not served:
-        raise Unavailable("no model is registered: `streamapp db upgrade` adds the one that ships", retry_after=30)
-    if len(served) > 1:
-        raise InvalidRequest(f"name the model: {', '.join(served[:20])}", field="model", known=served[:20])
-    row = await shelf.model(served[0])
-    if row is None:
-        raise Unavailable("the models are being changed", retry_after=1)
-    return row
-
-
-async def _loras(shelf: Shelf, asked: Sequence[LoraRef], model: ModelRow) -> list[LoraRow]:
-    names = [lora.name for lora in asked]
-    if len(names) > MAX_ADAPTERS:
-        raise InvalidRequest(f"{len(names)} LoRAs are named, at most {MAX_ADAPTERS} can be combined", field="loras")
-    if doubled := next((name for name in names if names.count(name) > 1), None):
-        raise InvalidRequest(f"LoRA {doubled} is named twice: add up its weights", field="loras")
-    rows = []
-    for name in names:
-        row = await shelf.lora(name)
-        if row is None:
-            raise _unknown("LoRA", name, [lora.name for lora in await shelf.loras()])
-        if row.family != model.family:
-            raise InvalidRequest(
-                f"LoRA {name} fits models of family {row.family}, and {model.name} is of {model.family}", field="loras"
-            )
-        rows.append(row)
-    return rows
-
-
-def _unknown(kind: str, name: str, known: Sequence[str]) -> InvalidRequest:
-    """A sentence with the nearest names, or the first ones."""
-    names = sorted(set(known))
-    near = get_close_matches(name, names, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:20]) or 'none'}"
-    field = "model" if kind == "model" else "loras"
-    return InvalidRequest(f"{kind} {name[:60]!r} is not registered here; {hint}", field=field, known=near or names[:20])
-
-
-def _resolve(asked: Submission, model: ModelRow) -> GenerationParams:
+def _resolve(asked: Submission, model: ModelRow, loras: Sequence[LoraRow]) -> GenerationParams:
     """The complete parameters: no default is left open."""
     traits = traits_of(model.family, model.traits)
     style = find_style(asked.style)
@@ -246,7 +189,8 @@ def _resolve(asked: Submission, model: ModelRow) -> GenerationParams:
         style=style.name if style else None,
         model=model.name,
         family=model.family,
-        loras=asked.loras,
+        # By name: the request may have said a digest or a page.
+        loras=tuple(LoraRef(name=row.name, weight=ref.weight) for row, ref in zip(loras, asked.loras, strict=True)),
         delivered=size.delivered,
         drawn=size.drawn,
         steps=traits.steps if asked.steps is None else asked.steps,

@@ -7,11 +7,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
 from streamapp.db import LoraRow, ModelRow, Registry
+from streamapp.errors import InvalidRequest
+from streamapp.models.registered import find
 
 #: What the registry said is believed this long, in seconds.
 FRESH = 1.0
 KNOWN_NAMES = 1_000
 T = TypeVar("T")
+R = TypeVar("R", ModelRow, LoraRow)
 
 
 class Fresh(Generic[T]):
@@ -33,6 +36,10 @@ class Fresh(Generic[T]):
             self._known[name] = known
         return await asyncio.shield(known[1])
 
+    def forget(self) -> None:
+        """Ask again from now on: the registry was just changed by this process."""
+        self._known.clear()
+
     async def _run(self, name: str) -> T:
         return await self._ask(name)
 
@@ -48,8 +55,14 @@ class Shelf:
     def __init__(self, registry: Registry) -> None:
         self._models = Fresh(lambda _: registry.models())
         self._loras = Fresh(lambda _: registry.loras())
-        self._model = Fresh(registry.model)
-        self._lora = Fresh(registry.lora)
+        self._registry = registry
+        self._model = Fresh(self._find_model)
+        self._lora = Fresh(self._find_lora)
+
+    def forget(self) -> None:
+        """Read the registry anew: this process has just changed it."""
+        for known in (self._models, self._loras, self._model, self._lora):
+            known.forget()
 
     async def models(self) -> list[ModelRow]:
         """Every checkpoint."""
@@ -60,9 +73,40 @@ class Shelf:
         return await self._loras.get("")
 
     async def model(self, name: str) -> ModelRow | None:
-        """The newest version of a checkpoint."""
+        """The newest version of a checkpoint, by its name, digest, AutoV2 hash or the page it came from.
+
+        Raises:
+            InvalidRequest: another version of that name is drawn with, or it is an address that cannot be read.
+        """
         return await self._model.get(name)
 
     async def lora(self, name: str) -> LoraRow | None:
-        """The newest version of a LoRA."""
+        """The newest version of a LoRA, by anything that :meth:`model` takes.
+
+        Raises:
+            InvalidRequest: see :meth:`model`.
+        """
         return await self._lora.get(name)
+
+    async def _find_model(self, text: str) -> ModelRow | None:
+        known = await self._registry.model(text)
+        if known is not None or (row := find(text, await self.models())) is None:
+            return known
+        return _newest(row, await self._registry.model(row.name))
+
+    async def _find_lora(self, text: str) -> LoraRow | None:
+        known = await self._registry.lora(text)
+        if known is not None or (row := find(text, await self.loras())) is None:
+            return known
+        return _newest(row, await self._registry.lora(row.name))
+
+
+def _newest(row: R, newest: R | None) -> R:
+    """Tasks name weights, and the name means the newest version."""
+    if newest is None or newest.digest == row.digest:
+        return newest or row
+    raise InvalidRequest(
+        f"this is version {row.version} of {row.name}, and {row.name} is version {newest.version} by now: register the "
+        "older one under a name of its own",
+        name=row.name,
+    )

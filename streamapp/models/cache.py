@@ -1,0 +1,188 @@
+"""The disk budget of fetched weights: what nobody needs makes room for what is wanted now.
+
+Only weights that can be fetched again are ever deleted. Their rows stay, marked with the trait ``evicted``, so that a
+later pull by their name brings them back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+from streamapp.db.rows import LoraRow, ModelRow
+from streamapp.errors import AppError
+from streamapp.models.catalogue import LOCAL, delete_files, locate
+from streamapp.models.download import NoSpace
+from streamapp.settings import Settings
+from streamapp.telemetry import get_logger
+
+log = get_logger(__name__)
+Row = ModelRow | LoraRow
+Kind = Literal["model", "lora"]
+#: Traits of a row: never evicted; its files made room; what a pull was asked for.
+PINNED, EVICTED, PULLED_FROM = "pinned", "evicted", "pulled_from"
+
+
+class Rows(Protocol):
+    """The part of the registry that this module reads and writes."""
+
+    async def models(self) -> list[ModelRow]:
+        """Every checkpoint."""
+
+    async def loras(self) -> list[LoraRow]:
+        """Every LoRA."""
+
+    async def add_model(self, row: ModelRow) -> None:
+        """Insert or replace by name and version."""
+
+    async def add_lora(self, row: LoraRow) -> None:
+        """Insert or replace by name and version."""
+
+
+#: Whether a queued or running task names a model or LoRA.
+Wanted = Callable[[Kind, str], Awaitable[bool]]
+#: Names of models and LoRAs that workers hold in memory, as far as this process knows.
+Resident = Callable[[], Collection[tuple[Kind, str]]]
+
+
+def kind_of(row: Row) -> Kind:
+    """Which table a row is of."""
+    return "lora" if isinstance(row, LoraRow) else "model"
+
+
+async def save(registry: Rows, row: Row) -> None:
+    """Write a row to its table."""
+    await (registry.add_lora(row) if isinstance(row, LoraRow) else registry.add_model(row))
+
+
+def marked(row: Row, trait: str, value: bool) -> Row:
+    """The row with a trait set, or without it."""
+    rest = {name: kept for name, kept in row.traits.items() if name != trait}
+    return replace(row, traits={**rest, trait: True} if value else rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One file or folder on the disk, the rows that share it, its bytes, and when it was last used (ms)."""
+
+    path: Path
+    rows: tuple[Row, ...]
+    size: int
+    used_at: int
+
+    @property
+    def expendable(self) -> bool:
+        """Whether it can be fetched again, under each of its names, and nobody pinned it."""
+        return all(row.traits.get(PULLED_FROM) and not row.traits.get(PINNED) for row in self.rows)
+
+
+class DiskCache:
+    """Keeps what lies in the models folder within ``models_max_bytes``; without that setting it evicts nothing."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Rows,
+        *,
+        wanted: Wanted,
+        resident: Resident = lambda: (),
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._settings, self._registry = settings, registry
+        self._wanted, self._resident, self._changed = wanted, resident, changed
+        self._lock = asyncio.Lock()
+        self._promised: dict[object, int] = {}
+
+    async def reserve(self, holder: object, size: int) -> list[Row]:
+        """Make room for ``size`` bytes and keep it for ``holder`` until :meth:`release`; the rows that were evicted.
+
+        Raises:
+            NoSpace: what may be evicted does not suffice; nothing was evicted then.
+        """
+        limit = self._settings.models_max_bytes
+        if limit is None:
+            return []
+        async with self._lock:
+            held = await self._held()
+            used = sum(one.size for one in held) + sum(self._promised.values())
+            evicted: list[Row] = []
+            if used + size > limit:
+                for one in await self._choose(held, used + size - limit, size):
+                    evicted += await self._evict(one)
+            self._promised[holder] = size
+            return evicted
+
+    def release(self, holder: object) -> None:
+        """What was reserved is on the disk by now, or will not come."""
+        self._promised.pop(holder, None)
+
+    async def _choose(self, held: Sequence[Held], missing: int, size: int) -> list[Held]:
+        """The least recently used that may go, until ``missing`` bytes are free."""
+        resident, chosen, freed = set(self._resident()), [], 0
+        for one in sorted(held, key=lambda item: item.used_at):
+            if freed >= missing:
+                break
+            if not one.expendable or any((kind_of(row), row.name) in resident for row in one.rows):
+                continue
+            if not await self._named(one):
+                chosen.append(one)
+                freed += one.size
+        if freed < missing:
+            raise NoSpace(
+                f"{size / 1e6:.0f} MB do not fit: the models folder may hold "
+                f"{(self._settings.models_max_bytes or 0) / 1e6:.0f} MB (STREAMAPP_MODELS_MAX_BYTES), and what "
+                "else lies there is pinned, in use, waited for or cannot be fetched again",
+                needed=size,
+                missing=missing - freed,
+            )
+        return chosen
+
+    async def _named(self, one: Held) -> bool:
+        for row in one.rows:
+            if await self._wanted(kind_of(row), row.name):
+                return True
+        return False
+
+    async def _evict(self, one: Held) -> list[Row]:
+        """Mark first, so that no new task can name it, then look whether one just did, then delete."""
+        for row in one.rows:
+            await save(self._registry, marked(row, EVICTED, value=True))
+        self._changed()
+        if await self._named(one):
+            for row in one.rows:
+                await save(self._registry, marked(row, EVICTED, value=False))
+            return []
+        await asyncio.to_thread(delete_files, one.rows[0], self._settings)
+        log.info(
+            "weights made room", action="evicted", names=[row.name for row in one.rows], bytes=one.size
+        )  # fmt: skip
+        return list(one.rows)
+
+    async def _held(self) -> list[Held]:
+        rows: list[Row] = [*await self._registry.models(), *await self._registry.loras()]
+        return await asyncio.to_thread(_on_disk, rows, self._settings)
+
+
+def _on_disk(rows: Sequence[Row], settings: Settings) -> list[Held]:
+    """What the rows have in the models folder; ``used_at`` of what was never used is when it came."""
+    by_path: dict[Path, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.source != LOCAL:
+            continue
+        try:
+            by_path[locate(row, settings)].append(row)
+        except AppError:  # evicted, or not on this machine
+            continue
+    return [
+        Held(
+            path,
+            tuple(sharing),
+            max(row.size for row in sharing),
+            max(int(path.stat().st_mtime * 1000), *(row.last_used_at or 0 for row in sharing)),
+        )
+        for path, sharing in by_path.items()
+    ]

@@ -1,0 +1,107 @@
+"""Which registered weights a request means, and whether they can be drawn with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from streamapp.db import LoraRow, ModelRow
+from streamapp.engine.job import MAX_ADAPTERS
+from streamapp.errors import InvalidRequest, Unavailable
+from streamapp.generation import LoraRef
+from streamapp.models.cache import EVICTED, PULLED_FROM
+from streamapp.models.catalogue import POCKET
+from streamapp.models.registered import how_to_pull
+from streamapp.settings import Settings
+
+if TYPE_CHECKING:
+    from streamapp.submit.shelf import Shelf
+
+
+async def find_model(shelf: Shelf, name: str | None, settings: Settings) -> ModelRow:
+    """The checkpoint that is meant; ``None`` means the default one.
+
+    Raises:
+        InvalidRequest: it is not registered, not served, or its files are not here.
+        Unavailable: none is registered at all.
+    """
+    if name is None:
+        row = await _default_model(shelf, settings)
+    else:
+        found = await shelf.model(name)
+        if found is None:
+            raise _unknown("model", name, [row.name for row in await shelf.models()])
+        row = found
+        _check_here(row, "model")
+    if row.family not in settings.families:
+        raise InvalidRequest(
+            f"model {row.name} is of family {row.family}, which no worker here serves "
+            f"(STREAMAPP_FAMILIES: {', '.join(settings.families)})",
+            field="model",
+        )
+    return row
+
+
+async def _default_model(shelf: Shelf, settings: Settings) -> ModelRow:
+    """The model that ships where it is registered, else the only one; several others are for the user to choose."""
+    served = sorted({row.name for row in await shelf.models() if row.family in settings.families})
+    if POCKET.name in served:
+        served = [POCKET.name]
+    if not served:
+        raise Unavailable("no model is registered: `streamapp db upgrade` adds the one that ships", retry_after=30)
+    if len(served) > 1:
+        raise InvalidRequest(f"name the model: {', '.join(served[:20])}", field="model", known=served[:20])
+    row = await shelf.model(served[0])
+    if row is None:
+        raise Unavailable("the models are being changed", retry_after=1)
+    return row
+
+
+async def find_loras(shelf: Shelf, asked: Sequence[LoraRef], model: ModelRow) -> list[LoraRow]:
+    """The LoRAs that are meant, in the order of the request.
+
+    Raises:
+        InvalidRequest: one is not registered, does not fit the model, is named twice, or its files are not here.
+    """
+    names = [lora.name for lora in asked]
+    if len(names) > MAX_ADAPTERS:
+        raise InvalidRequest(f"{len(names)} LoRAs are named, at most {MAX_ADAPTERS} can be combined", field="loras")
+    if doubled := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidRequest(f"LoRA {doubled} is named twice: add up its weights", field="loras")
+    rows = []
+    for name in names:
+        row = await shelf.lora(name)
+        if row is None:
+            raise _unknown("LoRA", name, [lora.name for lora in await shelf.loras()])
+        if row.family != model.family:
+            raise InvalidRequest(
+                f"LoRA {name} fits models of family {row.family}, and {model.name} is of {model.family}", field="loras"
+            )
+        _check_here(row, "lora")
+        rows.append(row)
+    if doubled := next((row.name for row in rows if rows.count(row) > 1), None):
+        raise InvalidRequest(f"LoRA {doubled} is named twice: add up its weights", field="loras")
+    return rows
+
+
+def _check_here(row: ModelRow | LoraRow, kind: str) -> None:
+    """Refuse what made room for others on the disk."""
+    if row.traits.get(EVICTED):
+        raise InvalidRequest(
+            f"the files of {row.name} made room for others: `streamapp {kind}s pull {row.traits.get(PULLED_FROM)} "
+            f"--name {row.name}` or POST /api/v1/{kind}s/pull brings them back",
+            field="model" if kind == "model" else "loras",
+        )
+
+
+def _unknown(kind: str, name: str, known: Sequence[str]) -> InvalidRequest:
+    """A sentence with the nearest names, or the first ones."""
+    names = sorted(set(known))
+    near = get_close_matches(name, names, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:20]) or 'none'}"
+    field = "model" if kind == "model" else "loras"
+    pull = how_to_pull(name, kind.lower())
+    return InvalidRequest(
+        f"{kind} {name[:60]!r} is not registered here; {hint}{pull}", field=field, known=near or names[:20]
+    )

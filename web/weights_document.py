@@ -1,0 +1,101 @@
+"""What ``/openapi.json`` says of models, LoRAs, uploads and fetches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from web.answers import API
+from web.operations import in_data, operation, record
+
+TEXT: dict[str, Any] = {"type": "string"}
+LOOSE: dict[str, Any] = {"type": "object"}
+NUMBER = {"type": ["integer", "null"]}
+NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 200}}
+
+
+def weights() -> dict[str, Any]:
+    """The paths."""
+    every = operation("models", "What can be drawn with", "Models, LoRAs, samplers, styles.", in_data(LOOSE))
+    loras = operation("models", "List the LoRAs", "Those of the families served.", in_data(record({"loras": _list()})))
+    fetches = operation(
+        "models", "List the fetches of this process", "Newest first.", in_data(record({"fetches": _list(_fetch())}))
+    )
+    fetch = operation("models", "Show a fetch", "Its progress in bytes, or why it failed.", in_data(_fetch()), 404)
+    item = {**NAME, "name": "fetch_id"}
+    return {
+        f"{API}/models": {"get": every},
+        f"{API}/models/pull": {"post": _pull("model")},
+        f"{API}/models/{{name}}": _one("model"),
+        f"{API}/loras": {"get": loras, "post": _upload("Upload a LoRA")},
+        f"{API}/loras/pull": {"post": _pull("LoRA")},
+        f"{API}/loras/{{name}}": _one("LoRA"),
+        f"{API}/lora/upload": {"post": _upload("Upload a LoRA here as well")},
+        f"{API}/fetches": {"get": fetches},
+        f"{API}/fetches/{{fetch_id}}": {"parameters": [item], "get": fetch},
+    }
+
+
+def _one(what: str) -> dict[str, Any]:
+    shown = record({"name": TEXT, "state": {"enum": ["here", "evicted", "missing"]}, "pinned": {"type": "boolean"}})
+    show = operation(
+        "models", f"Show a {what}", "Licence, page, digest, versions, whether it is here.", in_data(shown), 404
+    )
+    done = record({"name": TEXT, "versions": _list(TEXT), "freed": {"type": "integer"}})
+    remove = operation(
+        "models",
+        f"Delete a {what}",
+        "For operators. Its files go, too, unless another name has them; not while tasks use it.",
+        in_data(done),
+        400,
+        403,
+        404,
+        409,
+    )
+    remove["parameters"] = [{"name": "version", "in": "query", "description": "Without it all.", "schema": TEXT}]
+    return {"parameters": [NAME], "get": show, "delete": remove}
+
+
+def _pull(what: str) -> dict[str, Any]:
+    pull = operation(
+        "models",
+        f"Fetch a {what}",
+        "For operators. Answers at once; ask for the fetch. What it is, it is registered as.",
+        in_data(_fetch()),
+        400,
+        403,
+        413,
+        429,
+    )
+    pull["responses"]["202"] = {**pull["responses"].pop("200"), "description": "It is being fetched."}
+    fields = {"reference": {**TEXT, "examples": ["civitai:4384@128713", "OWNER/NAME:FILE.safetensors"]}, "name": TEXT}
+    body = {"type": "object", "properties": fields, "required": ["reference"], "additionalProperties": False}
+    pull["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    return pull
+
+
+def _upload(summary: str) -> dict[str, Any]:
+    shown = record({"name": TEXT, "digest": TEXT, "family": TEXT, "created": {"type": "boolean"}})
+    upload = operation(
+        "models",
+        summary,
+        "A .safetensors file; the next request may name it. The same file again changes nothing.",
+        in_data(shown),
+        400,
+        409,
+        413,
+        507,
+    )
+    fields = {"file": {"type": "string", "contentMediaType": "application/octet-stream"}, "name": TEXT, "family": TEXT}
+    body = {"type": "object", "properties": fields, "required": ["file"]}
+    upload["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": body}}}
+    return upload
+
+
+def _fetch() -> dict[str, Any]:
+    states = {"enum": ["waiting", "fetching", "done", "failed"]}
+    error = {"type": ["object", "null"]}
+    return record({"id": TEXT, "reference": TEXT, "state": states, "bytes": NUMBER, "total": NUMBER, "error": error})
+
+
+def _list(item: dict[str, Any] = LOOSE) -> dict[str, Any]:
+    return {"type": "array", "items": item}
