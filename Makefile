@@ -4,10 +4,10 @@ PYTHON := .venv/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check lint types format chaos servers lock clean
+.PHONY: help venv demo up test check lint types format chaos bench-pipeline servers lock clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv:  ## make or refresh .venv from requirements.lock
 	@scripts/make-venv.sh
@@ -36,6 +36,9 @@ format: venv  ## repair what ruff can repair
 
 chaos: venv  ## kill everything at random while 1,000 tasks run, and check that each ended once (ARGS="--seed 7 --embedded")
 	@$(PYTHON) -m tests.chaos $(ARGS)
+
+bench-pipeline: venv  ## the service against the plain recipe, into benchmarks/results/pipeline.json (ARGS="--quick")
+	@$(PYTHON) -m benchmarks.pipeline $(ARGS)
 
 servers: venv  ## run Kafka, MariaDB and S3 on loopback and print the environment that points at them
 	@$(PYTHON) -m tests.servers up

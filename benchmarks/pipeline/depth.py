@@ -53,9 +53,10 @@ async def cost(servers: Servers, rounds: int, many: int) -> Figure:
 
 
 async def fill(side: Side, tasks: int) -> None:
-    """Rows that wait, made from one that was submitted, with a message each as far as the rows know."""
-    async with open_session(1) as session:
-        await submit(session, side, 0)
+    """Rows that wait, made from one that was submitted; it takes the fake engine 15 s, so that a Backlog stays full."""
+    slow = {"text": "fake:slow apple", "params": {"resolution": "104x104", "steps": 150}}
+    async with open_session(1) as session, session.post(side.url + side.path, json=slow) as answer:
+        answer.raise_for_status()
     columns = [row[0] for row in await side.rows("SHOW COLUMNS FROM tasks")]
     other = {
         "id": "CONCAT('img-20261123-b', LPAD(s.seq, 12, '0'))",
@@ -67,12 +68,10 @@ async def fill(side: Side, tasks: int) -> None:
     }
     names = ", ".join(f"`{column}`" for column in columns)
     values = ", ".join(other.get(column, f"t.`{column}`") for column in columns)
+    await side.rows("CREATE TABLE seed AS SELECT * FROM tasks LIMIT 1")
     for first in range(1, tasks + 1, 100_000):
         last = min(tasks, first + 99_999)
-        await side.rows(
-            f"INSERT INTO tasks ({names}) SELECT {values} FROM (SELECT * FROM tasks ORDER BY id LIMIT 1) t, "  # noqa: S608
-            f"seq_{first}_to_{last} s"
-        )
+        await side.rows(f"INSERT INTO tasks ({names}) SELECT {values} FROM seed t, seq_{first}_to_{last} s")  # noqa: S608
     await side.rows("ANALYZE TABLE tasks")
 
 
