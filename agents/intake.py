@@ -72,6 +72,8 @@ async def receive(app: Any, event: Any) -> None:
         log.warning(error.message, action="bad_message", topic=tp.topic, partition=tp.partition, offset=message.offset)
         event.ack()
         return
+    # What is left of the event is only to be acked, perhaps hours later: its bytes need not wait with it.
+    event.value = message.value = None
     worker.receive(task, Receipt(tp, message.offset, event.ack), time.monotonic())
     if worker.backlog.full(tp.topic):
         worker.backlog.mark(tp)

@@ -13,6 +13,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import Enum
 from heapq import heapify, heappop, heappush
+from sys import intern
 from typing import NamedTuple
 
 from streamapp.broker.record import TP
@@ -42,9 +43,20 @@ class Phase(Enum):
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A task as this worker sees it."""
+    """A task as this worker sees it: what is needed while it waits, since twenty thousand of them may.
 
-    message: TaskMessage
+    ``n`` pictures of ``width`` x ``height`` pixels, as drawn. Everything else is read from the row when it is claimed.
+    """
+
+    task_id: str
+    model: str
+    user: str
+    priority: int
+    cost: float
+    submitted_at: int
+    n: int
+    width: int
+    height: int
     receipt: Receipt
     since: float
     phase: Phase = Phase.WAITING
@@ -52,10 +64,23 @@ class Job:
     alone: bool = False  # suspected of killing the engine: runs without neighbours
     acked: bool = False
 
-    @property
-    def task_id(self) -> str:
-        """Its key everywhere."""
-        return self.message.task_id
+    @classmethod
+    def of(cls, message: TaskMessage, receipt: Receipt, since: float) -> Job:
+        """From its message; names that many jobs have in common are kept once."""
+        params = message.params
+        return cls(
+            message.task_id,
+            intern(message.model),
+            intern(message.user_id),
+            min(max(message.priority, 0), len(PRIORITIES) - 1),
+            message.cost,
+            message.submitted_at,
+            params.n,
+            params.drawn.width,
+            params.drawn.height,
+            receipt,
+            since,
+        )
 
     @property
     def urgent(self) -> bool:
@@ -111,7 +136,7 @@ class Backlog:
                 held.receipt.ack()
             held.receipt = receipt
             return False
-        job = Job(message, receipt, now)
+        job = Job.of(message, receipt, now)
         self._jobs[message.task_id] = job
         self._count += 1
         self._shares[job.urgent].jobs += 1
@@ -219,20 +244,18 @@ class Backlog:
 
     def _wait(self, job: Job) -> None:
         job.phase = Phase.WAITING
-        m = job.message
-        priority = min(max(m.priority, 0), len(PRIORITIES) - 1)
-        self.waiting.add(Ticket(m.task_id, m.model, m.user_id, priority, m.cost, m.submitted_at, job.since))
+        self.waiting.add(Ticket(job.task_id, job.model, job.user, job.priority, job.cost, job.submitted_at, job.since))
 
     def _remove(self, job: Job) -> bool:
         if self._jobs.get(job.task_id) is not job:
             return False
         del self._jobs[job.task_id]
         self.waiting.remove(job.task_id)
-        load = self._loads[job.message.model]
+        load = self._loads[job.model]
         load[0] -= 1
-        load[1] -= job.message.cost
+        load[1] -= job.cost
         if not load[0]:
-            del self._loads[job.message.model]
+            del self._loads[job.model]
         share = self._shares[job.urgent]
         share.jobs -= 1
         if share.marked and share.jobs <= share.limit * LOW_MARK:

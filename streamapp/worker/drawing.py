@@ -69,8 +69,8 @@ class Drawing(Protocol):
     async def close(self) -> None:
         """End the engine's process."""
 
-    def room(self, row_or_message: Any) -> int:
-        """Samples of this task's model and shape that may join now."""
+    def room(self, width: int, height: int) -> int:
+        """Samples of this size in pixels that may join now."""
 
     async def warm(self, model: ModelRow, path: Path) -> float:
         """Load a checkpoint before anybody asks for it; the seconds it took."""

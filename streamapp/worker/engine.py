@@ -80,10 +80,9 @@ class EngineDrawing:
             with suppress(asyncio.CancelledError):
                 await self._pump
 
-    def room(self, row_or_message: Any) -> int:
-        """Samples of this task's size that would join soon."""
-        drawn = row_or_message.params.drawn
-        return self._engine.room(drawn.width, drawn.height)
+    def room(self, width: int, height: int) -> int:
+        """Samples of this size in pixels that would join soon."""
+        return self._engine.room(width, height)
 
     async def draw(self, order: Order) -> AsyncIterator[Progress | Drawn]:
         """Make the weights ready, then draw; closing the iterator cancels what is left."""

@@ -210,16 +210,15 @@ class Worker:
             job = None if ticket is None else self.backlog.get(ticket.task_id)
             if job is None:
                 break
-            params = job.message.params
-            key = (params.model, params.drawn.width, params.drawn.height)
-            left = room[key] if key in room else self.drawing.room(job.message) - taken
+            key = (job.model, job.width, job.height)
+            left = room[key] if key in room else self.drawing.room(job.width, job.height) - taken
             if left <= 0:
                 self.crowded = True
                 break
             if job.alone and (picked or self.lives.running):
                 break
-            room[key] = left - params.n
-            taken += params.n
+            room[key] = left - job.n
+            taken += job.n
             self.backlog.start(job, now)
             picked.append(job)
             if job.alone:

@@ -50,7 +50,7 @@ class FakeDrawing:
         """Nothing to load."""
         return 0.0
 
-    def room(self, message: Any) -> int:
+    def room(self, width: int, height: int) -> int:
         """Free places."""
         return self.capacity - self.running
 
