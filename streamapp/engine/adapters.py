@@ -38,17 +38,19 @@ class Adapter:
     """One loaded file: factors ``(A (r, in…), B (out, r))`` by module name, alpha folded into B."""
 
     name: str
-    parts: Mapping[str, Mapping[str, Factors]]  # "unet" | "text_encoder" → module → factors
+    parts: Mapping[str, Mapping[str, Factors]]  # "unet" | "text_encoder" | "text_encoder_2" → module → factors
     bytes: int
 
 
-def read_adapter(name: str, path: Path, targets: Mapping[str, nn.Module], config: Any, device: str) -> Adapter:
-    """Read a safetensors LoRA in any layout that diffusers reads.
+def read_adapter(
+    name: str, path: Path, targets: Mapping[str, nn.Module], config: Any, device: str, loader: str
+) -> Adapter:
+    """Read a safetensors LoRA in any layout that diffusers reads; ``loader`` names its class that knows the family.
 
     Raises:
         EngineError: ``load_failed`` for an unreadable file, ``incompatible_lora`` naming the kind or the layer.
     """
-    from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
+    from diffusers.loaders import lora_pipeline
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -61,7 +63,7 @@ def read_adapter(name: str, path: Path, targets: Mapping[str, nn.Module], config
         if kind:
             raise EngineError("incompatible_lora", f"LoRA {name!r} is a {kind}, which is not supported", lora=name)
     try:
-        state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(raw, unet_config=config)
+        state, alphas = getattr(lora_pipeline, loader).lora_state_dict(raw, unet_config=config)
     except (ValueError, KeyError, IndexError) as error:
         raise EngineError("incompatible_lora", f"LoRA {name!r} does not fit this family: {error}", lora=name) from error
     parts = {

@@ -108,7 +108,8 @@ class Engine:
         checkpoint.validate(job)
         name = job_id if job_id is not None else f"job-{next(self._names)}"
         adapters = tuple(sorted((lora.name, float(lora.weight)) for lora in job.loras if lora.weight))
-        self._waiting.extend(Sample(name, index, job, adapters=adapters) for index in range(job.num_images))
+        rows = checkpoint.rows(job)
+        self._waiting.extend(Sample(name, i, job, rows=rows, adapters=adapters) for i in range(job.num_images))
         return name
 
     def cancel(self, job_id: str, index: int | None = None) -> None:

@@ -12,6 +12,7 @@ MAX_ADAPTERS = 5
 MAX_STEPS = 150
 MAX_GUIDANCE = 30.0
 MAX_IMAGES = 100
+MAX_CLIP_SKIP = 12
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,7 @@ class Job:
         for name in ("image", "controls", "schedule"):
             if getattr(self, name):
                 raise _invalid(name, f"{name} is not built yet; leave it out")
-        if self.clip_skip != 1:
-            raise _invalid("clip_skip", "clip_skip is not built yet; use 1")
+        _within("clip_skip", self.clip_skip, 1, MAX_CLIP_SKIP)
         sampler_name(self.sampler)
         return self
 

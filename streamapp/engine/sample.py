@@ -14,7 +14,8 @@ class Sample:
 
     ``latents`` is the family's own (torch: ``(4, h, w)`` float32 on the device); ``memory`` holds the solver's kept
     tensors, ``(slots, 4, h, w)``. ``step`` counts denoiser calls done, of ``steps`` (second-order solvers call twice
-    a step). A sample joins with its prompt encoded and leaves when ``step == steps``.
+    a step); ``rows`` are the denoiser rows it takes in a tick, two when guided. A sample joins with its prompt encoded
+    and leaves when ``step == steps``.
     """
 
     job_id: str
@@ -27,6 +28,7 @@ class Sample:
     noise: Any = None
     cond: Any = None
     uncond: Any = None
+    rows: int = 1
     adapters: tuple[tuple[str, float], ...] = ()
     step: int = 0
     steps: int = 0
@@ -37,11 +39,6 @@ class Sample:
     def seed(self) -> int:
         """Image i of a job uses its seed + i."""
         return self.job.seed + self.index
-
-    @property
-    def rows(self) -> int:
-        """Denoiser rows it takes in a tick: two when guided."""
-        return 2 if self.job.guidance_scale > 1 else 1
 
     def spent(self, stage: str, seconds: float) -> None:
         """Add to the wall seconds of a stage (a tick counts whole for each of its samples)."""

@@ -40,7 +40,7 @@ def read_single_file(
     dtype: torch.dtype,
     *,
     architecture: Architecture | None = None,
-    tokenizer: Callable[[], Any] = clip_tokenizer,
+    tokenizer: Callable[[], Any] | None = None,
 ) -> Components:
     """The components of a Stable Diffusion 1 or 2 file; the VAE in float32, the others in ``dtype``.
 
@@ -65,7 +65,13 @@ def read_single_file(
     _fill(unet, convert.convert_ldm_unet_checkpoint(state, dict(unet.config)), dtype, f"{path.name}: U-Net")
     _fill(vae, convert.convert_ldm_vae_checkpoint(state, dict(vae.config)), torch.float32, f"{path.name}: VAE")
     text = _text(parts, state, dtype, path.name)
-    return Components(tokenizer(), text, unet, vae, {**parts.scheduler, **_prediction(state)})
+    words = tokenizer() if tokenizer is not None else tokenizer_of(parts)
+    return Components(words, text, unet, vae, {**parts.scheduler, **_prediction(state)})
+
+
+def tokenizer_of(architecture: Architecture) -> Any:
+    """CLIP's tokenizer; for OpenCLIP, Stable Diffusion 2's encoder, it pads with ``!``, whose token is 0."""
+    return clip_tokenizer("!") if architecture.open_clip else clip_tokenizer()
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -113,7 +113,7 @@ def test_a_job_for_a_model_that_is_not_loaded_is_refused(engine: Any) -> None:
         ("loras", [LoRA(str(n)) for n in range(6)], "invalid_job"),
         ("loras", [LoRA("a", 2.5)], "invalid_job"),
         ("mask_image", object(), "invalid_job"),
-        ("clip_skip", 2, "invalid_job"),
+        ("clip_skip", 0, "invalid_job"),
     ],
 )
 def test_bad_values_are_refused_with_a_code_and_a_sentence(field: str, wrong: Any, code: str) -> None:

@@ -17,7 +17,8 @@ from streamapp.engine.clip_vocabulary import clip_tokenizer
 from streamapp.engine.engine import Engine
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device, sd15
-from streamapp.engine.single_file import Components, read_single_file
+from streamapp.engine.folder import read_folder
+from streamapp.engine.single_file import Components, read_single_file, tokenizer_of
 from streamapp.models.catalogue import HERE
 from tests.engine.ldm_file import write_ldm
 from tests.engine.test_exact import draw, job
@@ -63,12 +64,13 @@ def same(one: Any, other: Any) -> None:
 
 def test_a_file_and_a_folder_give_the_same_components(file: Path, small: Architecture) -> None:
     from_file = read_single_file(file, torch.float32, architecture=small, tokenizer=lambda: None)
-    from_folder = sd15._read_folder(POCKET, torch.float32)
-    for part in ("unet", "vae", "text"):
-        same(getattr(from_file, part), getattr(from_folder, part))
+    from_folder = read_folder(POCKET, torch.float32, {"text_encoder": "tokenizer"})
+    ((_, text),) = from_folder.texts
+    for ours, theirs in ((from_file.unet, from_folder.unet), (from_file.vae, from_folder.vae), (from_file.text, text)):
+        same(ours, theirs)
     assert from_file.scheduler == from_folder.scheduler
     ids = torch.tensor([[1, 2, 3]])
-    assert torch.equal(from_file.text(ids).last_hidden_state, from_folder.text(ids).last_hidden_state)
+    assert torch.equal(from_file.text(ids).last_hidden_state, text(ids).last_hidden_state)
 
 
 def test_a_picture_from_a_file_is_the_picture_from_the_folder(
@@ -179,3 +181,9 @@ def test_a_missing_vocabulary_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamapp.engine.clip_vocabulary.find_spec", lambda _: None)
     with pytest.raises(EngineError, match="install open_clip_torch"):
         clip_tokenizer()
+
+
+@pytest.mark.parametrize(("architecture", "padding"), [(architectures.sd15(), 49407), (architectures.sd2(), 0)])
+def test_prompts_are_padded_as_the_encoder_was_trained(architecture: Architecture, padding: int) -> None:
+    ids = tokenizer_of(architecture)("", padding="max_length").input_ids
+    assert ids == [49406, 49407, *[padding] * 75]

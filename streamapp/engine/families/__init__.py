@@ -18,6 +18,7 @@ from streamapp.engine.sample import Sample
 #: family → module; a bare file's family is found by `detect` where it is not named.
 MODULES: Mapping[str, str] = {
     "sd15": "streamapp.engine.families.sd15",
+    "sdxl": "streamapp.engine.families.sdxl",
     "fake": "streamapp.engine.families.fake",
 }
 
@@ -38,6 +39,9 @@ class Checkpoint(Protocol):
 
     def validate(self, job: Any) -> None:
         """Refuse what this checkpoint cannot draw, before the job runs (raises EngineError)."""
+
+    def rows(self, job: Any) -> int:
+        """Denoiser rows each image of a job takes in a tick: two when guided by a second branch."""
 
     def prepare(self, samples: Sequence[Sample]) -> None:
         """Encode prompts (shared inside the call) and draw initial noise: the samples are ready to join a tick."""

@@ -51,6 +51,10 @@ class FakeCheckpoint:
         if job.width % 8 or job.height % 8:
             raise EngineError("invalid_job", f"{job.width}x{job.height}: sides must be multiples of 8", field="width")
 
+    def rows(self, job: Any) -> int:
+        """Two when guided, like real ones."""
+        return 2 if job.guidance_scale > 1 else 1
+
     def prepare(self, samples: Sequence[Sample]) -> None:
         """Nothing to encode."""
         for sample in samples:

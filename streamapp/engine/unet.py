@@ -1,0 +1,277 @@
+"""What families with a U-Net share: noise, the batched forward, the solver's step, pictures, adapters.
+
+A family gives the components, its encoding of prompts and, where its U-Net takes more than text, :meth:`_added`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from streamapp.engine.adapters import Adapter, Combination, Mixer, read_adapter
+from streamapp.engine.clip import ClipEncoder, Conditioning, Encodings, Wanted
+from streamapp.engine.errors import EngineError
+from streamapp.engine.events import Picture
+from streamapp.engine.families import Device
+from streamapp.engine.sample import Sample
+from streamapp.engine.solver import RANDN, Schedule, schedule_for, update
+
+FACTOR = 8
+
+
+class UNetCheckpoint:
+    """A loaded checkpoint whose denoiser is a diffusers U-Net over the latents of a VAE.
+
+    Args:
+        encoders: text encoders in the order in which their encodings are joined.
+        scheduler: the checkpoint's own configuration, variant included.
+    """
+
+    family = ""
+    #: diffusers' reader of this family's LoRA files.
+    lora_loader = "StableDiffusionLoraLoaderMixin"
+
+    def __init__(
+        self, device: Device, encoders: Sequence[ClipEncoder], unet: Any, vae: Any, scheduler: Mapping[str, Any]
+    ) -> None:
+        if unet.config.in_channels != vae.config.latent_channels:
+            channels = unet.config.in_channels
+            raise EngineError(
+                "load_failed", f"its U-Net takes {channels} channels: inpainting models are not drawn yet"
+            )
+        for module in (unet, vae, *(encoder.model for encoder in encoders)):
+            module.to(device.name).eval().requires_grad_(False)
+        self._device = device
+        self._encoders = tuple(encoders)
+        self._unet = unet
+        self._vae = vae
+        self._scheduler = dict(scheduler)
+        self._adapters: dict[str, Adapter] = {}
+        self._mixer = Mixer("unet", unet)
+        self._encodings = Encodings()
+
+    # What a family says.
+    def _encode(self, texts: Sequence[str], clip_skip: int, adapters: Combination) -> Sequence[Conditioning]:
+        """Encode prompts with all encoders; here with the only one."""
+        (encoder,) = self._encoders
+        return encoder.encode(texts, clip_skip, adapters, self._adapters)
+
+    def _negative(self, job: Any) -> str | None:
+        """The text of the other branch; None when it is all zeros."""
+        return str(job.negative_prompt or "")
+
+    def _added(self, order: Sequence[Sample], conditions: Sequence[Conditioning]) -> dict[str, torch.Tensor]:
+        """Further conditions of the rows; here none."""
+        del order, conditions
+        return {}
+
+    # What the engine calls.
+    def validate(self, job: Any) -> None:
+        """Sides are multiples of eight, the sampler takes these steps, the encoders these prompts."""
+        if job.width % FACTOR or job.height % FACTOR:
+            raise EngineError(
+                "invalid_job", f"{job.width}x{job.height}: sides must be multiples of {FACTOR} pixels", field="width"
+            )
+        schedule_for(job.sampler, job.num_inference_steps, self._scheduler)
+        for encoder in self._encoders:
+            encoder.check_skip(job.clip_skip)
+            for text in (job.prompt, self._negative(job) or ""):
+                encoder.windows(text)
+
+    def rows(self, job: Any) -> int:
+        """Two when guided; a U-Net that takes guidance as an embedding needs no second branch."""
+        return 2 if job.guidance_scale > 1 and self._unet.config.time_cond_proj_dim is None else 1
+
+    @torch.inference_mode()
+    def prepare(self, samples: Sequence[Sample]) -> None:
+        """Encode prompts, draw initial noise on the CPU from each sample's own generator."""
+        encoded = self._encodings.get({key for s in samples for key in self._wanted(s)}, self._encode)
+        for sample in samples:
+            job = sample.job
+            schedule = schedule_for(job.sampler, job.num_inference_steps, self._scheduler)
+            generator = torch.Generator("cpu").manual_seed(sample.seed)
+            shape = (self._vae.config.latent_channels, job.height // FACTOR, job.width // FACTOR)
+            noise = torch.randn((1, *shape), generator=generator)[0]
+            sample.schedule, sample.steps = schedule, len(schedule.timesteps)
+            sample.latents = (noise * schedule.initial).to(self._device.name)
+            sample.memory = torch.zeros(schedule.slots, *shape, device=self._device.name)
+            sample.noise = _noise_source(schedule, generator, sample)
+            keys = self._wanted(sample)
+            sample.cond = encoded[keys[0]]
+            if sample.rows == 2:
+                sample.uncond = encoded[keys[1]] if len(keys) == 2 else sample.cond.zeros()
+
+    def _wanted(self, sample: Sample) -> list[Wanted]:
+        """What must be encoded for a sample: its prompt, and the negative one when it is guided."""
+        texts = [sample.job.prompt]
+        negative = self._negative(sample.job)
+        if sample.rows == 2 and negative is not None:
+            texts.append(negative)
+        return [Wanted(text, sample.job.clip_skip, sample.adapters) for text in texts]
+
+    def key(self, sample: Sample) -> tuple[Any, ...]:
+        """Samples of one latent shape share a tick: prompts are padded to one length."""
+        return (sample.job.height // FACTOR, sample.job.width // FACTOR)
+
+    @torch.inference_mode()
+    def denoise(self, samples: Sequence[Sample]) -> None:
+        """One U-Net forward over all rows (guided samples twice), then one fused solver step."""
+        guided = [s for s in samples if s.rows == 2]
+        predicted = self._forward([*guided, *samples], [*(s.uncond for s in guided), *(s.cond for s in samples)])
+        negative = {id(s): predicted[row] for row, s in enumerate(guided)}
+        stacked = []
+        for row, sample in enumerate(samples, start=len(guided)):
+            model = predicted[row]
+            if id(sample) in negative:
+                base = negative[id(sample)]
+                model = base + sample.job.guidance_scale * (model - base)
+            noise = sample.noise(sample.step)
+            noise = torch.zeros_like(model) if noise is None else noise.to(model.device)
+            stacked.append([sample.latents, model, noise, *sample.memory])
+        after = update([s.schedule for s in samples], [s.step for s in samples], stacked)
+        for row, sample in enumerate(samples):
+            sample.latents = after[row, 0]
+            sample.memory = after[row, 1 : 1 + sample.schedule.slots]
+
+    def _forward(self, order: Sequence[Sample], conditions: Sequence[Conditioning]) -> torch.Tensor:
+        """The U-Net's prediction for every row, float32."""
+        dtype = self._unet.dtype
+        scaled = torch.stack([s.latents * s.schedule.scale[s.step] for s in order])
+        timesteps = torch.tensor([s.schedule.timesteps[s.step] for s in order], device=scaled.device)
+        text, mask = _padded([condition.text for condition in conditions])
+        added = {name: value.to(dtype) for name, value in self._added(order, conditions).items()}
+        width = self._unet.config.time_cond_proj_dim
+        scales = torch.tensor([s.job.guidance_scale - 1.0 for s in order], device=scaled.device)
+        self._mixer.use([s.adapters for s in order], self._adapters)
+        predicted: torch.Tensor = self._unet(
+            scaled.to(dtype),
+            timesteps,
+            encoder_hidden_states=text.to(dtype),
+            encoder_attention_mask=mask,
+            timestep_cond=None if width is None else guidance_embedding(scales, width).to(dtype),
+            added_cond_kwargs=added or None,
+            return_dict=False,
+        )[0]
+        self._mixer.use((), {})
+        return predicted.float()
+
+    @torch.inference_mode()
+    def decode(self, samples: Sequence[Sample]) -> list[Any]:
+        """Latents to pictures; a sample that is not finite gives an error."""
+        results: list[Any] = []
+        for sample in samples:
+            if not torch.isfinite(sample.latents).all():
+                message = "the picture came out as not-a-number; try another seed, less guidance or more steps"
+                results.append(EngineError("not_finite", message))
+            elif sample.job.output == "latent":
+                results.append(sample.latents.clone())
+            else:
+                results.append(self._picture(sample))
+        return results
+
+    def _picture(self, sample: Sample) -> Any:
+        config = self._vae.config
+        scaled = sample.latents[None] / config.scaling_factor
+        mean, spread = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        if mean is not None and spread is not None:
+            by_channel = (torch.tensor(values, device=scaled.device).view(1, -1, 1, 1) for values in (spread, mean))
+            scaled = scaled * next(by_channel) + next(by_channel)
+        image = self._vae.decode(scaled.to(self._vae.dtype), return_dict=False)[0][0].float()
+        pixels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
+        height, width = pixels.shape[:2]
+        info = {
+            "seed": sample.seed,
+            "sampler": sample.schedule.sampler,
+            "steps": sample.job.num_inference_steps,
+            "precision": str(self._unet.dtype).removeprefix("torch."),
+            "notes": sample.notes,
+        }
+        picture = Picture(width, height, pixels.tobytes(), info)
+        return picture.to_pil() if sample.job.output == "pil" else picture
+
+    # Adapters.
+    def load_lora(self, name: str, path: Path) -> int:
+        """Keep an adapter's factors on the device."""
+        targets = {"unet": self._unet, **{encoder.part: encoder.model for encoder in self._encoders}}
+        self.unload_lora(name)
+        adapter = read_adapter(name, path, targets, self._unet.config, self._device.name, self.lora_loader)
+        for mixer in self._mixers():
+            mixer.attach(adapter)
+        self._adapters[name] = adapter
+        return adapter.bytes
+
+    def unload_lora(self, name: str) -> None:
+        """Forget an adapter and what was encoded with it."""
+        if self._adapters.pop(name, None) is None:
+            return
+        for mixer in self._mixers():
+            mixer.forget(name)
+        self._encodings.forget(name)
+
+    def _mixers(self) -> list[Mixer]:
+        return [self._mixer, *(encoder.mixer for encoder in self._encoders)]
+
+    @property
+    def adapters(self) -> Mapping[str, int]:
+        """Resident adapters and their bytes."""
+        return {name: adapter.bytes for name, adapter in self._adapters.items()}
+
+    @property
+    def bytes(self) -> int:
+        """Weights of all components."""
+        modules = (self._unet, self._vae, *(encoder.model for encoder in self._encoders))
+        return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+
+    def release(self) -> None:
+        """Drop the weights."""
+        self._unet = self._vae = None
+        self._encoders = ()
+        self._encodings.clear()
+        self._adapters.clear()
+        del self._mixer
+
+
+def _padded(texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Texts of one length, ``(B, tokens, width)``, and the mask of what is real, None when nothing was padded."""
+    lengths = [text.shape[0] for text in texts]
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return torch.stack(list(texts)), None
+    rows = torch.stack([functional.pad(text, (0, 0, 0, longest - text.shape[0])) for text in texts])
+    real = torch.arange(longest, device=rows.device)[None] < torch.tensor(lengths, device=rows.device)[:, None]
+    return rows, real
+
+
+def guidance_embedding(scales: torch.Tensor, width: int) -> torch.Tensor:
+    """Guidance as ``(B, width)`` sines and cosines, for U-Nets distilled to take it (Luo et al. 2023, LCM)."""
+    half = width // 2
+    steps = torch.arange(half, device=scales.device, dtype=torch.float32)
+    angles = (scales * 1000)[:, None] * torch.exp(steps * -(math.log(10000.0) / (half - 1)))[None]
+    return functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
+
+
+def _noise_source(schedule: Schedule, generator: torch.Generator, sample: Sample) -> Any:
+    """Noise of each call, in the pipeline's own order of draws."""
+    shape = (1, *sample.latents.shape)
+    tree: Any = None
+    if any(isinstance(noise, tuple) for noise in schedule.noise):
+        from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
+
+        tree = BrownianTreeNoiseSampler(torch.zeros(shape), *schedule.sigmas, sample.seed)
+
+    def draw(step: int) -> torch.Tensor | None:
+        kind = schedule.noise[step]
+        if kind is None:
+            return None
+        if kind == RANDN:
+            return torch.randn(shape, generator=generator)[0]
+        start, end = (torch.tensor(sigma) for sigma in kind)
+        noise: torch.Tensor = tree(start, end)[0]
+        return noise
+
+    return draw
