@@ -7,6 +7,7 @@ pieces are counted here.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -68,9 +69,12 @@ async def _take(app: Any, request: web.Request) -> tuple[LoraRow, bool]:
                 )
         if incoming is None or not incoming.size:
             raise InvalidRequest("file is missing: send the LoRA as the part `file`", field="file")
-        await app.runtime.cache.reserve(incoming, incoming.size)
         return await incoming.register(
-            app.runtime.registry, fields.get("name") or None, fields.get("family") or None, request[USER]
+            app.runtime.registry,
+            fields.get("name") or None,
+            fields.get("family") or None,
+            request[USER],
+            partial(app.runtime.cache.reserve, incoming),
         )
     finally:
         if incoming is not None:

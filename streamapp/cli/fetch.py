@@ -1,4 +1,4 @@
-"""``models|loras pull, verify, remove``: weights from elsewhere, whether they are still what they were, and away."""
+"""``models|loras pull, verify, pin, unpin, remove``: weights from elsewhere, whether they are unchanged, and away."""
 
 from __future__ import annotations
 
@@ -66,15 +66,46 @@ def add_commands(group: click.Group, kind: Kind) -> None:
             click.echo(f"{one['name']} {one['version']}: {one['freed'] / 1e6:.1f} MB freed")
 
 
-async def _pull(registry: Registry, settings: Settings, reference: str, name: str | None) -> ModelRow | LoraRow:
-    from streamapp.db import LoraRow
-    from streamapp.models.pull import open_sites, pull
+def add_pins(group: click.Group, kind: Kind) -> None:
+    """Give ``models`` or ``loras`` the commands that keep something on the disk."""
 
-    async with open_sites(settings) as sites:
+    @group.command("pin")
+    @click.argument("name")
+    def pin(name: str) -> None:
+        """Never delete NAME to make room for others."""
+        with_registry(lambda registry, _: _pin(registry, kind, name, pinned=True))
+
+    @group.command("unpin")
+    @click.argument("name")
+    def unpin(name: str) -> None:
+        """Let NAME make room again."""
+        with_registry(lambda registry, _: _pin(registry, kind, name, pinned=False))
+
+
+async def _pull(registry: Registry, settings: Settings, reference: str, name: str | None) -> ModelRow | LoraRow:
+    from streamapp.db import Tasks
+    from streamapp.models.cache import DiskCache
+    from streamapp.models.fetching import Fetches
+
+    cache = DiskCache(settings, registry, wanted=Tasks(registry.database).naming)
+    fetches = Fetches(settings, registry, cache)
+    try:
         with _bar(reference) as seen:
-            row = await pull(sites, settings, reference, name=name, progress=seen)
-    await (registry.add_lora(row) if isinstance(row, LoraRow) else registry.add_model(row))
-    return row
+            return await fetches.once(reference, name, seen)
+    finally:
+        await fetches.close()
+
+
+async def _pin(registry: Registry, kind: Kind, name: str, *, pinned: bool) -> None:
+    from streamapp.errors import NotFound
+    from streamapp.models.cache import PINNED, marked, save
+
+    rows: list[Any] = list(await (registry.models() if kind == "model" else registry.loras()))
+    found = [row for row in rows if row.name == name]
+    if not found:
+        raise NotFound(f"{name} is not registered here", name=name)
+    for row in found:
+        await save(registry, marked(row, PINNED, value=pinned))
 
 
 class _bar:  # noqa: N801 - used as a function

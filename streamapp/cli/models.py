@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from streamapp.cli.connect import json_option, open_client, print_json, print_rows, url_option
-from streamapp.cli.fetch import add_commands
+from streamapp.cli.fetch import add_commands, add_pins
 from streamapp.cli.registry import with_registry
 
 if TYPE_CHECKING:
@@ -129,3 +129,5 @@ def _add(name: str, path: Path, kind: str, family: str, as_json: bool) -> None:
 
 add_commands(models, "model")
 add_commands(loras, "lora")
+add_pins(models, "model")
+add_pins(loras, "lora")

@@ -21,6 +21,11 @@ class Registry:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @property
+    def database(self) -> Database:
+        """Where the tables are."""
+        return self._database
+
     async def models(self) -> list[ModelRow]:
         """Every checkpoint, by name and version."""
         return await self._all(models, ModelRow)

@@ -108,7 +108,8 @@ class DiskCache:
             return []
         async with self._lock:
             held = await self._held()
-            used = sum(one.size for one in held) + sum(self._promised.values())
+            others = sum(promised for of, promised in self._promised.items() if of != holder)
+            used = sum(one.size for one in held) + others
             evicted: list[Row] = []
             if used + size > limit:
                 for one in await self._choose(held, used + size - limit, size):
@@ -133,8 +134,8 @@ class DiskCache:
                 freed += one.size
         if freed < missing:
             raise NoSpace(
-                f"{size / 1e6:.0f} MB do not fit: the models folder may hold "
-                f"{(self._settings.models_max_bytes or 0) / 1e6:.0f} MB (STREAMAPP_MODELS_MAX_BYTES), and what "
+                f"{size / 1e6:.1f} MB do not fit: the models folder may hold "
+                f"{(self._settings.models_max_bytes or 0) / 1e6:.1f} MB (STREAMAPP_MODELS_MAX_BYTES), and what "
                 "else lies there is pinned, in use, waited for or cannot be fetched again",
                 needed=size,
                 missing=missing - freed,

@@ -101,7 +101,7 @@ class Downloader:
     ) -> Fetched:
         """Bring ``remote`` to ``target``; ``progress`` hears bytes here and bytes in all (``None``: not known yet).
 
-        A target that is there already is taken: it got its name only after it was verified.
+        A target that is there already is taken when it still has the digest that the publisher tells.
 
         Raises:
             AppError: by code; ``retryable`` says whether asking again later may help.
@@ -111,7 +111,9 @@ class Downloader:
         async with locked(target):
             if await asyncio.to_thread(target.exists):
                 here = await asyncio.to_thread(identify, target)
-                return Fetched(target, here.digest, here.size, time.monotonic() - began, 0)
+                if remote.digest in (None, here.digest):
+                    return Fetched(target, here.digest, here.size, time.monotonic() - began, 0)
+                # Its bytes have changed since: what comes now takes its place.
             part = await asyncio.to_thread(Partial.open, target, remote.url, remote.digest)
             resumed = part.size
             async with self._host(remote.url):

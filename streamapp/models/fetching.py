@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from streamapp.db.rows import LoraRow, ModelRow
 from streamapp.errors import AppError, InvalidRequest, Overloaded
 from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, DiskCache, Rows, kind_of, marked, save
-from streamapp.models.catalogue import locate
+from streamapp.models.catalogue import locate, models_root
+from streamapp.models.digest import identify
 from streamapp.models.download import Fetched
 from streamapp.models.offer import Offer
-from streamapp.models.pull import Sites, open_sites, pull
+from streamapp.models.pull import Progress, Sites, open_sites, pull
 from streamapp.models.reference import Named, read_reference
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
@@ -57,7 +57,7 @@ class Fetch:
     row: ModelRow | LoraRow | None = None
     started_at: int = 0
     ended_at: int | None = None
-    changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    heard: Progress = field(default=lambda *_: None, repr=False)
 
     @property
     def ended(self) -> bool:
@@ -67,6 +67,7 @@ class Fetch:
     def seen(self, here: int, total: int | None) -> None:
         """Note progress."""
         self.state, self.bytes, self.total = "fetching", here, total
+        self.heard(here, total)
 
 
 class Fetches:
@@ -115,6 +116,21 @@ class Fetches:
         task.add_done_callback(lambda _: self._tasks.pop(fetch.id, None))
         return fetch
 
+    async def once(
+        self, text: str, name: str | None = None, progress: Progress = lambda *_: None
+    ) -> ModelRow | LoraRow:
+        """Fetch, register and wait for it: what a command does.
+
+        Raises:
+            AppError: see :func:`streamapp.models.pull.pull` and :meth:`DiskCache.reserve`.
+        """
+        text, name = await self._source(text.strip(), name)
+        fetch = Fetch(secrets.token_hex(8), text, name, heard=progress)
+        try:
+            return await self._fetch(fetch)
+        finally:
+            self._cache.release(fetch.id)
+
     async def close(self) -> None:
         """Stop what runs: what arrived stays, and a later fetch goes on from there."""
         tasks = list(self._tasks.values())
@@ -158,7 +174,6 @@ class Fetches:
         finally:
             fetch.ended_at = _now()
             self._cache.release(fetch.id)
-            fetch.changed.set()
 
     async def _fetch(self, fetch: Fetch) -> ModelRow | LoraRow:
         fetch.state = "fetching"
@@ -200,7 +215,7 @@ class Fetches:
         return row
 
     async def _here(self, digest: str) -> Fetched | None:
-        """The file of this digest, when a row says that it is here."""
+        """The file of this digest, when a row says that it is here and every byte is as it was."""
         for row in await self._rows():
             if row.digest != digest or row.traits.get(EVICTED):
                 continue
@@ -208,8 +223,10 @@ class Fetches:
                 path = await asyncio.to_thread(locate, row, self._settings)
             except AppError:
                 continue
-            if path.is_file() and path.stat().st_size == row.size and _inside(path, self._settings):
-                return Fetched(path, digest, row.size, 0.0, 0)
+            if path.is_file() and path.is_relative_to(models_root(self._settings)):
+                found = await asyncio.to_thread(identify, path)
+                if found.digest == digest:
+                    return Fetched(path, digest, found.size, 0.0, 0)
         return None
 
     async def _rows(self) -> list[ModelRow | LoraRow]:
@@ -220,11 +237,6 @@ class Fetches:
             if self._sites is None:
                 self._sites = await self._stack.enter_async_context(open_sites(self._settings))
             return self._sites
-
-
-def _inside(path: Path, settings: Settings) -> bool:
-    """Whether a row of fetched weights can name it."""
-    return path.is_relative_to(settings.data_path / "models")
 
 
 def _now() -> int:

@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Protocol, Self
@@ -23,6 +24,7 @@ from streamapp.models.pull import slug
 from streamapp.models.safe import PICKLED, check_lora, parse_header
 from streamapp.settings import Settings
 
+Room = Callable[[int], Awaitable[object]]
 TEMPORARY = ".upload-"
 #: What a killed process left is deleted after this long, seconds.
 STALE = 24 * 3600.0
@@ -123,12 +125,17 @@ class Incoming:
         """SHA-256 of what was written."""
         return self._hash.hexdigest()
 
-    async def register(self, registry: Loras, name: str | None, family: str | None, by: str) -> tuple[LoraRow, bool]:
+    async def register(
+        self, registry: Loras, name: str | None, family: str | None, by: str, room: Room
+    ) -> tuple[LoraRow, bool]:
         """Check, place and register what was written; the row, and whether it is new.
+
+        ``room`` is asked for the bytes before the file is kept.
 
         Raises:
             InvalidRequest: no plain LoRA, not of this family, or a name that cannot be one.
             Conflict: the name is that of another LoRA.
+            NoSpace: the disk budget is used up.
         """
         row = await asyncio.to_thread(self._row, name, family, by)
         known = [one for one in await registry.loras() if one.digest == row.digest]
@@ -148,6 +155,7 @@ class Incoming:
         if here is not None:
             row = replace(row, path=here.path)
         else:
+            await room(self.size)
             await asyncio.to_thread(self._place, row)
         await registry.add_lora(row)
         return row, same is None

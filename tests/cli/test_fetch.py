@@ -60,6 +60,30 @@ async def test_a_pulled_model_is_listed_verified_and_removed(double: Double, tmp
     assert await listed() == ["pocket"]
 
 
+async def test_a_file_whose_bytes_changed_is_fetched_again(double: Double, tmp_path: Path) -> None:
+    row = orjson.loads((await run("models", "pull", "civitai:123@456", "--name", "dreamy", "--json")).stdout)
+    file = tmp_path / "data" / "models" / row["path"]
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    again = orjson.loads((await run("models", "pull", "dreamy", "--json")).stdout)
+    assert (again["name"], again["digest"]) == ("dreamy", double.publisher.digest)
+    assert (await run("models", "verify", "dreamy")).exit_code == 0
+
+
+async def test_what_is_pinned_stays_pinned_when_it_is_pulled_again() -> None:
+    async def pinned() -> bool:
+        listed = await run("models", "list", "--json")
+        return any(row["traits"].get("pinned") for row in orjson.loads(listed.stdout) if row["name"] == "dreamy")
+
+    await run("models", "pull", "civitai:123@456", "--name", "dreamy")
+    assert not await pinned()
+    assert (await run("models", "pin", "dreamy")).exit_code == 0
+    assert (await run("models", "pull", "dreamy")).exit_code == 0
+    assert await pinned()
+    assert (await run("models", "unpin", "dreamy")).exit_code == 0
+    assert not await pinned()
+    assert "is not registered" in (await run("loras", "pin", "dreamy")).stderr
+
+
 async def test_files_that_another_name_uses_stay(tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert (await run("models", "pull", "owner/name", "--name", name)).exit_code == 0

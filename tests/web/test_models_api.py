@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ import pytest
 from safetensors.numpy import save
 
 from streamapp.models.incoming import MAX_HEADER, TEMPORARY
-from tests.models.publisher import Publisher
-from tests.models.sites import Double, make_lora, playing, sd15_file
+from tests.models.sites import make_lora, sd15_file
 from tests.web.conftest import Answer, Api, Serve
 
 KEYS = {"api_keys": ["ada:secret-of-ada", "eve:secret-of-eve"], "operators": ["ada"]}
@@ -44,17 +44,6 @@ async def upload(
             form.add_field(name, value)
     async with api.session.post(api.url + path, data=form, headers=headers) as answer:
         return Answer(answer.status, answer.headers, await answer.read())
-
-
-async def ended(api: Api, started: Answer, **given: Any) -> dict[str, Any]:
-    """The fetch when it is over."""
-    assert started.status == 202, started.body
-    async with asyncio.timeout(20):
-        while True:
-            fetch: dict[str, Any] = (await api.get(started.json["data"]["query_url"], **given)).data
-            if fetch["state"] in {"done", "failed"}:
-                return fetch
-            await asyncio.sleep(0.01)
 
 
 def stored(api: Api) -> list[str]:
@@ -230,39 +219,6 @@ async def test_only_operators_fetch_and_delete(serve: Serve, lora: bytes) -> Non
         assert (await api.call("DELETE", "/api/v1/loras/brush", headers=ADA)).data["freed"] == len(lora)
 
 
-@pytest.fixture
-async def sited(serve: Serve) -> AsyncIterator[tuple[Api, Double]]:
-    """The service with both sites behind it."""
-    double = Double(Publisher(sd15_file()))
-    async with playing(double) as url, serve(civitai_url=url, hub_url=url, allow_private_sources=True) as api:
-        yield api, double
-
-
-async def test_a_fetch_shows_its_progress_and_its_model_is_drawn_with_at_once(sited: tuple[Api, Double]) -> None:
-    api, double = sited
-    digest = double.publisher.digest
-    asked = {"text": "a red apple", "params": {"model": "civitai:123@456"}}
-    assert "pull civitai:123@456" in (await api.generate(asked)).refused(400, "invalid_request", field="model")
-    started = await api.call("POST", "/api/v1/models/pull", {"reference": "civitai:123@456", "name": "dream"})
-    fetch = await ended(api, started)
-    size = len(double.publisher.body)
-    assert (fetch["state"], fetch["bytes"], fetch["total"], fetch["error"]) == ("done", size, size, None)
-    assert (fetch["kind"], fetch["row"]["name"], fetch["row"]["digest"]) == ("model", "dream", digest)
-    assert [one["id"] for one in (await api.get("/api/v1/fetches")).data["fetches"]] == [fetch["id"]]
-    for text in (
-        "civitai:123@456", "civitai:123", digest, digest[:10].upper(), "urn:air:sd1:checkpoint:civitai:123@456",
-        "https://civitai.com/models/123?modelVersionId=456", "dream",
-    ):  # fmt: skip
-        task_id = await api.submitted(params={"model": text})
-        row = await api.runtime.tasks.get(task_id)
-        assert row is not None
-        assert (row.model, row.params.model) == ("dream", "dream")
-    (await api.generate({"text": "a", "params": {"model": "civitai:123@9"}})).refused(
-        400, "invalid_request", field="model"
-    )
-    (await api.call("DELETE", "/api/v1/models/dream")).refused(409, "conflict")
-
-
 async def test_a_lora_is_named_by_its_digest(api: Api, lora: bytes) -> None:
     digest = (await upload(api, lora)).data["digest"]
     row = await api.runtime.tasks.get(await api.submitted(params={"lora_name": digest[:10], "lora_weight": 0.5}))
@@ -274,26 +230,20 @@ async def test_a_lora_is_named_by_its_digest(api: Api, lora: bytes) -> None:
     )
 
 
-async def test_the_same_reference_twice_is_one_fetch_and_one_digest_one_download(sited: tuple[Api, Double]) -> None:
-    api, double = sited
-    bodies = [{"reference": "civitai:123@456"}] * 2 + [
-        {"reference": double.publisher.digest},
-        {"reference": "owner/name"},
-    ]
-    answers = [await api.call("POST", "/api/v1/models/pull", body) for body in bodies]
-    ids = [answer.json["data"]["id"] for answer in answers]
-    assert (ids[0] == ids[1], len(set(ids))) == (True, 3)
-    fetches = [await ended(api, answer) for answer in answers]
-    assert {fetch["state"] for fetch in fetches} == {"done"}, fetches
-    assert double.publisher.sent == len(double.publisher.body)
+async def test_an_upload_that_does_not_fit_the_disk_budget_is_refused(serve: Serve, lora: bytes) -> None:
+    async with serve(models_max_bytes=len(lora) + 10) as api:
+        assert (await upload(api, lora)).data["created"]
+        other = adapter("lora_unet_a_attn2_to_k.lora_down.weight")
+        assert "STREAMAPP_MODELS_MAX_BYTES" in (await upload(api, other, name="two")).refused(507, "no_space")
+        assert (await upload(api, lora)).data["created"] is False
+        assert len(stored(api)) == 1
 
 
-async def test_a_fetch_that_fails_says_why(sited: tuple[Api, Double]) -> None:
-    api, double = sited
-    double.publisher.faults = ["403"]
-    fetch = await ended(api, await api.call("POST", "/api/v1/models/pull", {"reference": "civitai:123@456"}))
-    assert (fetch["state"], fetch["error"]["code"], fetch["row"]) == ("failed", "not_allowed", None)
-    (await api.call("POST", "/api/v1/models/pull", {"reference": "something"})).refused(400, "invalid_request")
-    (await api.call("POST", "/api/v1/models/pull", {"name": "x"})).refused(400, "invalid_request", field="reference")
-    (await api.call("POST", "/api/v1/models/pull", {"reference": "pocket"})).refused(400, "invalid_request")
-    (await api.get("/api/v1/fetches/nothing")).refused(404, "not_found")
+async def test_an_older_version_of_a_name_is_not_drawn_with_by_its_digest(api: Api, lora: bytes) -> None:
+    digest = (await upload(api, lora)).data["digest"]
+    row = await api.runtime.registry.lora("brush")
+    assert row is not None
+    await api.runtime.registry.add_lora(replace(row, version="z", digest="f" * 64))
+    api.runtime.shelf.forget()
+    said = (await api.generate({"text": "a", "params": {"lora_name": digest}})).refused(400, "invalid_request")
+    assert "name of its own" in said
