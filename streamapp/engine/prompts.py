@@ -15,7 +15,7 @@ STEP = 1.1
 #: A window that is full breaks behind its last comma, when that is at most so many tokens back.
 LOOK_BACK = 20
 #: Windows of one prompt; a denoiser's cost grows with them for everybody in the batch.
-MAX_WINDOWS = 20
+MAX_WINDOWS = 64
 
 _PARTS = re.compile(r"\\[()\[\]\\]|:\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[()\[\]]|[^\\()\[\]:]+|[\\:]")
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
