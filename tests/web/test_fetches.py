@@ -10,6 +10,7 @@ import pytest
 
 from streamapp.models.cache import EVICTED, marked
 from streamapp.models.cache import save as save_row
+from streamapp.runtime import _resident
 from tests.models.publisher import Publisher
 from tests.models.sites import Double, playing, sd15_file
 from tests.web.conftest import Answer, Api, Serve
@@ -100,3 +101,12 @@ async def test_what_made_room_is_refused_with_what_brings_it_back(sited: tuple[A
     assert (fetch["state"], fetch["name"]) == ("done", "dream")
     assert (await api.generate(asked)).status == 200
     assert (await api.get("/api/v1/models/dream")).data["state"] == "here"
+
+
+async def test_what_workers_hold_in_memory_is_resident_and_what_lies_on_their_disks_is_not(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"w1": {"checkpoints": {"dream": "ram", "cold": "disk"}, "loras": {"brush": "vram", "ink": "disk"}}}
+    assert _resident(api.app) == set()
+    monkeypatch.setattr("streamapp.read_models.lora_state", lambda _: state)
+    assert _resident(api.app) == {("model", "dream"), ("lora", "brush")}
