@@ -66,8 +66,8 @@ MEANING: dict[str, dict[str, str]] = {
         "lookahead": "Most jobs that one worker holds; priorities and fairness end where it ends.",
         "max_queued": "Above this many waiting tasks a submit is answered 429.",
         "spool_bytes": "Finished pictures that one worker keeps while the storage is away; above it, nothing is drawn.",
-        "keep_days": "How long an ended task is kept, with its pictures, webhooks and dead letter; then all of them are "
-        "deleted. 0 keeps them for ever.",
+        "keep_days": "How long an ended task is kept, with its pictures, webhooks and dead letter; then all of them "
+        "are deleted. 0 keeps them for ever.",
         "max_attempts": "After this many failed attempts a task goes to the dead letters.",
         "fallback_models": "What draws a task of a family after its model failed for good: `FAMILY=MODEL`, separated "
         "by commas. A request may name another, or `none`; answer and recipe say what was drawn.",
@@ -80,8 +80,8 @@ MEANING: dict[str, dict[str, str]] = {
     },
     "Webhooks": {
         "webhook_secret": "Secret that signs what is sent to a `callback_url`: `whsec_` and 24 to 64 bytes in base64. "
-        "Several, separated by commas, each sign, for a change of secrets. Not set: in embedded mode made up and kept in "
-        "`webhook-secret` of the data folder; elsewhere a `callback_url` is refused.",
+        "Several, separated by commas, each sign, for a change of secrets. Not set: in embedded mode made up and kept "
+        "in `webhook-secret` of the data folder; elsewhere a `callback_url` is refused.",
         "webhook_attempts": "How often delivery is tried, over 14 hours by default, before it is given up.",
         "webhook_timeout": "Seconds that a receiver may take to answer.",
         "allow_private_callbacks": "Allow `callback_url` to point at private addresses.",

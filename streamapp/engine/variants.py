@@ -20,6 +20,16 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def variant_of(traits: Mapping[str, Any]) -> str | None:
+    """The variant that a model's row names; what its tensors tell anyway, and words of other families, are none."""
+    if traits.get("zero_snr"):
+        return "zero_snr"
+    if traits.get("prediction") == "v_prediction":
+        return "v_prediction"
+    named = traits.get("variant")
+    return named if named in VARIANTS else None
+
+
 def scheduler_of(own: Mapping[str, Any], variant: str | None) -> dict[str, Any]:
     """A checkpoint's scheduler configuration with what its variant changes.
 

@@ -17,6 +17,7 @@ from streamapp.engine.aio import AsyncEngine, open_engine
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event, Picture
 from streamapp.engine.job import Job, LoRA
+from streamapp.engine.variants import variant_of
 from streamapp.errors import AppError
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
@@ -157,7 +158,7 @@ class EngineDrawing:
         fresh = self._models.get(name) != path
         if fresh:
             await self._make_room(self._models, CHECKPOINTS)
-            await self._engine.load(name, path, model.family)
+            await self._engine.load(name, path, model.family, variant_of(model.traits))
             self._models[name] = path
             log.info("checkpoint loaded", action="loaded", model=name)
         self._models.move_to_end(name)
