@@ -39,7 +39,10 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     (
         "application",
         frozenset(
-            ["app", "callbacks", "dead", "outbox", "read_models", "reconciler", "retention", "run", "runtime", "submit", "worker"]
+            [
+                *("app", "callbacks", "dead", "outbox", "read_models", "reconciler", "retention"),
+                *("run", "runtime", "submit", "worker"),
+            ]
         ),
     ),
     ("tables", frozenset({"tables"})),

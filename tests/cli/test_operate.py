@@ -92,4 +92,4 @@ def test_a_task_that_is_not_there_cannot_be_replayed() -> None:
     run("db", "upgrade")
     result = run("replay", "img-1")
     assert result.exit_code == 1
-    assert result.stdout == "img-1 left alone: unknown, live, or drawn already\n"
+    assert result.stdout == "img-1 left alone: missing\n"

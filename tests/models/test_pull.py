@@ -29,9 +29,13 @@ def double() -> Double:
 async def settings(double: Double, tmp_path: Path) -> AsyncIterator[Settings]:
     async with playing(double) as url:
         yield Settings(
-            data_dir=tmp_path / "data", civitai_url=url, hub_url=url, civitai_token=SecretStr("c-secret"), hub_token=SecretStr("h-secret"),
+            data_dir=tmp_path / "data",
+            civitai_url=url,
+            hub_url=url,
+            civitai_token=SecretStr("c-secret"),
+            hub_token=SecretStr("h-secret"),
             allow_private_sources=True,
-        )  # fmt: skip
+        )
 
 
 async def pulled(settings: Settings, text: str, **given: Any) -> ModelRow | LoraRow:
