@@ -52,7 +52,6 @@ def test_the_scheduling_part_measures_both_sizes() -> None:
     assert all(value > 0 for value in measured.values())
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="no run is kept yet")
 def test_the_kept_run_has_every_metric() -> None:
     kept = orjson.loads(RESULTS.read_bytes())["metrics"]
     assert set(kept) == set(METRICS)
