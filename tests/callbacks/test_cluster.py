@@ -10,11 +10,11 @@ import orjson
 
 from streamapp.callbacks import signature
 from tests.callbacks.conftest import Receiver
-from tests.integration.fleet import Fleet, kill, until
+from tests.integration.fleet import PARTITIONS, Fleet, kill, until
 
 SECRET = "whsec_" + base64.b64encode(b"s" * 32).decode()
 ENV = {
-    "STREAMAPP_PARTITIONS": "4",
+    "STREAMAPP_PARTITIONS": PARTITIONS,
     "STREAMAPP_ENGINE": "fake",
     "STREAMAPP_WEBHOOK_SECRET": SECRET,
     "STREAMAPP_ALLOW_PRIVATE_CALLBACKS": "true",

@@ -14,7 +14,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from streamapp import topics
-from tests.integration.fleet import ROOT, Fleet, Member, until
+from tests.integration.fleet import PARTITIONS, ROOT, Fleet, Member, until
 
 pytestmark = pytest.mark.timeout(480)
 
@@ -40,7 +40,7 @@ async def fleet(tmp_path: Path, kafka_url: str, mariadb_url: str, s3_env: dict[s
         "STREAMAPP_DATABASE": mariadb_url,
         "STREAMAPP_DATA_DIR": str(tmp_path / "data"),
         "STREAMAPP_APP_ID": f"dead-{tmp_path.name}",
-        "STREAMAPP_PARTITIONS": "8",
+        "STREAMAPP_PARTITIONS": PARTITIONS,
         "STREAMAPP_ENGINE": "fake-process",
         "STREAMAPP_MAX_ATTEMPTS": "2",
         **s3_env,

@@ -27,7 +27,10 @@ from tests.web.conftest import Api, Serve
 @pytest.fixture
 def quiet() -> Iterator[None]:
     """A command in this process would catch the service's log in its output."""
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    # Everything anew: another test may have left processors that ask the logger what only stdlib's can answer.
+    structlog.configure(
+        processors=[lambda *_: ""], wrapper_class=structlog.BoundLogger, logger_factory=structlog.ReturnLoggerFactory()
+    )
     yield
     structlog.reset_defaults()
 

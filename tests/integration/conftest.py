@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.fleet import Fleet
+from tests.integration.fleet import PARTITIONS, Fleet
 from tests.servers import MariaDB
 
 #: The rows of a query of this test's database.
@@ -29,7 +29,7 @@ async def fleet(tmp_path: Path, kafka_url: str, mariadb_url: str, s3_env: dict[s
         "STREAMAPP_DATABASE": mariadb_url,
         "STREAMAPP_DATA_DIR": str(tmp_path / "data"),
         "STREAMAPP_APP_ID": f"fleet-{tmp_path.name}",
-        "STREAMAPP_PARTITIONS": "8",
+        "STREAMAPP_PARTITIONS": PARTITIONS,
         **s3_env,
     }
     async with Fleet(env, tmp_path) as members:

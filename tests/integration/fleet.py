@@ -17,6 +17,8 @@ from typing import Any, Self
 import aiohttp
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Of the task topics on the Kafka that all tests of a session share: a topic exists once, with one number.
+PARTITIONS = "8"
 
 
 def free_port() -> int:

@@ -10,7 +10,7 @@ import pytest
 from streamapp.broker.admin import open_admin
 from streamapp.errors import Unavailable
 from streamapp.settings import PREFIX, Settings
-from tests.integration.fleet import Fleet
+from tests.integration.fleet import PARTITIONS, Fleet
 from tests.servers import Kafka
 
 pytestmark = pytest.mark.timeout(180)
@@ -28,7 +28,7 @@ async def test_a_task_is_drawn_over_an_encrypted_connection(tmp_path: Path, kafk
         "STREAMAPP_DATABASE": mariadb_url,
         "STREAMAPP_DATA_DIR": str(tmp_path / "data"),
         "STREAMAPP_APP_ID": f"secure-{tmp_path.name}",
-        "STREAMAPP_PARTITIONS": "2",
+        "STREAMAPP_PARTITIONS": PARTITIONS,
         "STREAMAPP_ENGINE": "fake",
     }
     async with Fleet(env, tmp_path) as fleet:
