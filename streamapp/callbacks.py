@@ -168,8 +168,10 @@ class Callbacks:
                     busy = False
                 if not busy:
                     self._freed.clear()
+                    # Not wait_for: it swallows a cancellation that comes together with the event.
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._freed.wait(), POLL)
+                        async with asyncio.timeout(POLL):
+                            await self._freed.wait()
         finally:
             await self._settle()
 
