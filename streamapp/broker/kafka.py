@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Mapping
 from typing import Any, ClassVar, TypeVar, cast
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.exceptions import ConsumerNotStarted
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import aiokafka as driver
@@ -26,6 +28,7 @@ from faust.types import TP, AppT
 from faust.types.transports import ConsumerT, ProducerT
 
 from streamapp.broker.commit import CommitRule
+from streamapp.broker.known_topics import wait_for_topics
 from streamapp.broker.quiet import limit_client_logs
 
 T = TypeVar("T")
@@ -48,12 +51,34 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             self.time_started = asyncio.get_running_loop().time()
             try:
                 await self._consumer.start()
+                if self._consumer._coordinator is not None:
+                    wait_for_topics(self._consumer._coordinator)
                 return
             except KafkaConnectionError as error:
                 logger.warning("Waiting for the broker: %s", error)
                 await self._consumer.stop()
                 self._consumer = None
                 await asyncio.sleep(RECONNECT)
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """Commit; what fails is tried again at the next turn of the timer.
+
+        The shipped one takes the whole application down with any error but one, also where the partition was
+        revoked at that moment, or the group forgot this member while the broker was away.
+        """
+        consumer = self._ensure_consumer()
+        assigned = self.assignment()
+        mine = {TopicPartition(*tp): OffsetAndMetadata(at, "") for tp, at in offsets.items() if tp in assigned}
+        if not mine:
+            return False
+        try:
+            await consumer.commit(mine)
+        except KafkaError as error:
+            logger.warning("Offsets could not be committed, they will be later: %r", error)
+            return False
+        now = time.monotonic()
+        self.tp_last_committed_at.update({TP(*tp): now for tp in mine})
+        return True
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Seek every source partition to its committed offset, else to where a new group starts.
