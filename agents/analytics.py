@@ -34,6 +34,7 @@ class Analytics:
         self.changed: set[str] = set()
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._swept: dict[int, int] = {}
+        self._counts: dict[str, tuple[Window, ThroughputCount]] = {}
 
     def take(self, raw: bytes | None, partition: int, offset: int, *, now: int | None = None) -> None:
         """Count one event; raises ``BadMessage`` for one that cannot be read. Call inside stream iteration."""
@@ -47,7 +48,7 @@ class Analytics:
             self._seen.popitem(last=False)
         for name, (length, _) in WINDOWS.items():
             start = event.at - event.at % length
-            count = ThroughputCount(
+            empty = ThroughputCount.model_construct(
                 window=name,
                 start=start,
                 family=event.family,
@@ -55,14 +56,20 @@ class Analytics:
                 with_lora=event.with_lora,
                 partition=partition,
             )
-            row = self.table.get(count.key)
+            key = empty.key
+            row = self.table.get(key)
             if row is not None and row.offset >= offset:
                 continue
-            if row is not None:
-                count = ThroughputCount.model_validate(row.count)
-            self.table[count.key] = Window(offset=offset, count=add(count, event).model_dump(mode="json"))
-            self.changed.add(count.key)
+            count = add(empty if row is None else self._count(key, row), event)
+            self.table[key] = row = Window(offset=offset, count=count.model_dump(mode="json"))
+            self._counts[key] = row, count
+            self.changed.add(key)
         self._sweep(event.at, partition)
+
+    def _count(self, key: str, row: Window) -> ThroughputCount:
+        """What a row counts: as this process wrote it, unless the row came from the changelog."""
+        known, count = self._counts.get(key, (None, None))
+        return count if known is row and count is not None else ThroughputCount.model_validate(row.count)
 
     def drain(self) -> list[ThroughputCount]:
         """The windows that changed since the last call, as absolute values."""
@@ -84,6 +91,7 @@ class Analytics:
             name, start, *_, owner = key.split("|")
             if int(owner) == partition and at - int(start) > WINDOWS[name][0] + WINDOWS[name][1]:
                 del self.table[key]
+                self._counts.pop(key, None)
 
 
 def add(count: ThroughputCount, event: TaskEvent) -> ThroughputCount:

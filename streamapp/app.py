@@ -10,16 +10,15 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import faust
 from aiohttp.web import AppRunner, TCPSite
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import MessageSizeTooLargeError
 from faust.app.base import BootStrategy
-from faust.exceptions import FaustError
 from faust.tables.manager import TableManager
 from faust.types import AppT
 from faust.web.drivers.aiohttp import Web
@@ -28,6 +27,7 @@ from streamapp import topics
 from streamapp.broker.security import faust_credentials
 from streamapp.errors import ConfigError, Unavailable
 from streamapp.records import DeadLetter
+from streamapp.sending import SEND_TIMEOUT, Outgoing, send_all
 from streamapp.settings import Settings, load_settings
 from streamapp.telemetry import get_logger, logging_config
 
@@ -57,8 +57,6 @@ WEB = (
     "web.openapi",
     "web.page",
 )
-#: Longest wait for a record to be accepted by the broker, in seconds.
-SEND_TIMEOUT = 10.0
 FLUSH_TIMEOUT = 5.0
 
 
@@ -70,6 +68,8 @@ class Tables:
     lora_state: Any
     throughput_windows: Any
     throughput: Any
+    #: Rows as they were last read, by key: see :mod:`streamapp.read_models`.
+    read: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 class ServiceWeb(Web):
@@ -151,22 +151,20 @@ class StreamApp(faust.App):
         partition: int | None,
         key: bytes | None,
         value: bytes | None,
-        headers: Iterable[tuple[str, bytes]] = (),
     ) -> tuple[int, int]:
         """Send one record and wait until the broker has it: its partition and offset.
 
         Raises:
             Unavailable: the broker is not connected, refuses or does not answer within ten seconds.
         """
-        if not self.started or not self.producer.started:
-            raise Unavailable("the broker is not connected yet", retry_after=5)
-        sending = self.producer.send_and_wait(topic, key, value, partition, None, list(headers))
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT):
-                placed = await cast("Awaitable[Any]", sending)
-        except (KafkaError, FaustError, TimeoutError, OSError) as error:
-            raise Unavailable(f"the broker did not take a record for {topic}: {error or 'no answer'}") from error
-        return int(placed.partition), int(placed.offset)
+        [answer] = await self.produce_all([(topic, partition, key, value)])
+        if isinstance(answer, Unavailable):
+            raise answer
+        return answer
+
+    async def produce_all(self, records: Sequence[Outgoing]) -> list[tuple[int, int] | Unavailable]:
+        """Send records in their order and wait for all: where the broker put each, or why it did not take it."""
+        return await send_all(self, records)
 
     async def dead_letter(self, letter: DeadLetter) -> None:
         """Send a dead letter, trying again while the broker is away; what it is about must not be acked before."""

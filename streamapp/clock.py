@@ -12,8 +12,9 @@ INTERVAL = 60.0
 class Clock:
     """Milliseconds of the database's clock; the host's own until the first reading."""
 
-    def __init__(self, read: Callable[[], Awaitable[int]]) -> None:
+    def __init__(self, read: Callable[[], Awaitable[int]], interval: float = INTERVAL) -> None:
         self._read = read
+        self._interval = interval
         self._offset: float | None = None
         self._read_at = 0.0
 
@@ -26,7 +27,7 @@ class Clock:
     async def sync(self) -> None:
         """Read the database's clock if the last reading is old; raises ``Unavailable`` like any query."""
         began = time.monotonic()
-        if self._offset is not None and began - self._read_at < INTERVAL:
+        if self._offset is not None and began - self._read_at < self._interval:
             return
         value = await self._read()
         ended = time.monotonic()

@@ -13,7 +13,7 @@ import heapq
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: ``(topic, partition, key, value)`` to where the broker put it; raises ``Unavailable``.
-Send = Callable[[str, int | None, bytes, bytes], Awaitable[tuple[int, int]]]
+#: Records ``(topic, partition, key, value)`` to where the broker put each, or why it did not take it.
+Send = Callable[[Sequence[tuple[str, int | None, bytes, bytes]]], Awaitable[Sequence[tuple[int, int] | Unavailable]]]
 
 #: Rows handed over and not sent yet; more are left to the sweeper.
 HOT_ROWS = 20_000
@@ -205,35 +205,32 @@ class Outbox:
         if not rows:
             return []
         statuses = self._statuses()
-        sends, chosen = [], []
+        records = []
         for row in rows:
             message = message_of(row)
             topic = topics.topic_for(row.family, row.priority)
             partition = self._router.partition(topic, message, statuses)
-            chosen.append((row.id, topic))
-            sends.append(self._send(topic, partition, row.id.encode(), message.encode()))
-        answers = await self._all(sends)
+            records.append((topic, partition, row.id.encode(), message.encode()))
+        answers = await self._send_all(records)
         return [
-            Produced(task_id, topic, *answer)
-            for (task_id, topic), answer in zip(chosen, answers, strict=True)
+            Produced(row.id, record[0], *answer)
+            for row, record, answer in zip(rows, records, answers, strict=True)
             if not isinstance(answer, Unavailable)
         ]
 
     async def _send_events(self, events: Sequence[Event]) -> list[int]:
-        answers = await self._all(
-            [self._send(topics.TASK_EVENTS, None, event.key.encode(), event.body) for event in events]
-        )
+        answers = await self._send_all([(topics.TASK_EVENTS, None, event.key.encode(), event.body) for event in events])
         return [event.seq for event, answer in zip(events, answers, strict=True) if not isinstance(answer, Unavailable)]
 
-    async def _all(self, sends: Iterable[Awaitable[tuple[int, int]]]) -> list[tuple[int, int] | Unavailable]:
-        """Wait for all sends."""
-        answers: list[tuple[int, int] | Unavailable] = []
-        for answer in await asyncio.gather(*sends, return_exceptions=True):
-            if isinstance(answer, BaseException) and not isinstance(answer, Unavailable):
-                raise answer
-            if isinstance(answer, Unavailable):
-                self._pause()
-            answers.append(answer)
+    async def _send_all(
+        self, records: Sequence[tuple[str, int | None, bytes, bytes]]
+    ) -> Sequence[tuple[int, int] | Unavailable]:
+        """Send all; what the broker does not take makes new tasks line up behind the older ones."""
+        if not records:
+            return []
+        answers = await self._send(records)
+        if any(isinstance(answer, Unavailable) for answer in answers):
+            self._pause()
         return answers
 
     def _pause(self) -> None:
@@ -270,4 +267,4 @@ def open_outbox(app: StreamApp, *, tasks: Tasks, delivery: Delivery, admin: Admi
 
     settings = app.settings
     reconciler = Reconciler(settings, delivery, admin)
-    return Outbox(settings, delivery, app.produce, statuses=statuses, reconcile=reconciler.run)
+    return Outbox(settings, delivery, app.produce_all, statuses=statuses, reconcile=reconciler.run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, cast
 
 from streamapp.records import ThroughputCount, WorkerStatus
 
@@ -14,8 +14,18 @@ def statuses(app: Any) -> list[WorkerStatus]:
     Those silent for longer than ``worker_silence`` are left out: the table forgets them only when another speaks.
     """
     now, silence = app.runtime.clock.now(), app.settings.worker_silence * 1000
-    rows = [row for _, row in list(app.read_models.worker_backlog.items()) if now - row.at <= silence]
-    return sorted((WorkerStatus.model_validate(row.status) for row in rows), key=lambda status: status.worker_id)
+    rows = [(key, row) for key, row in list(app.read_models.worker_backlog.items()) if now - row.at <= silence]
+    return sorted((_status(app, key, row) for key, row in rows), key=lambda status: status.worker_id)
+
+
+def _status(app: Any, key: str, row: Any) -> WorkerStatus:
+    """A row's status; it is read for every submit and changes once a second, so the last one read is kept."""
+    read = app.read_models.read
+    known, status = read.get(key, (None, None))
+    if known is not row:
+        status = WorkerStatus.model_validate(row.status)
+        read[key] = (row, status)
+    return cast("WorkerStatus", status)
 
 
 def workers(app: Any) -> list[dict[str, Any]]:

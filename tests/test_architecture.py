@@ -41,7 +41,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
         frozenset(
             [
                 *("app", "callbacks", "dead", "outbox", "read_models", "reconciler", "retention"),
-                *("run", "runtime", "submit", "worker"),
+                *("run", "runtime", "sending", "submit", "worker"),
             ]
         ),
     ),

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, event, select
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from streamapp.db.failures import Meaning, meaning, unavailable
@@ -27,6 +29,8 @@ PATIENCE: Final = 30.0
 #: Tries after deadlocks, lock time-outs and SQLITE_BUSY; with the jitter below about 3 s in all.
 TRIES: Final = 10
 CONNECTIONS: Final = 8
+#: A connection used within this many seconds is taken to be alive.
+FRESH: Final = 2.0
 
 
 class Database:
@@ -90,7 +94,7 @@ class Database:
 
         async def once() -> T:
             async with self._reader.connect() as connection:
-                return await connection.run_sync(work)
+                return await _lost_is_known(connection.run_sync(work))
 
         return await self._patiently(once)
 
@@ -99,7 +103,7 @@ class Database:
 
         async def once() -> T:
             async with self._writer.begin() as connection:
-                return await connection.run_sync(work)
+                return await _lost_is_known(connection.run_sync(work))
 
         return await self._patiently(once)
 
@@ -111,6 +115,11 @@ class Database:
             try:
                 async with asyncio.timeout(PATIENCE):
                     return await once()
+            except _Lost as lost:
+                # A pooled connection may have died while it rested: the pool has dropped it and its like by now.
+                if attempt > 1:
+                    raise unavailable(lost.error, self.name) from lost.error
+                continue
             except Exception as error:  # classified, and raised again unless it is known
                 kind = meaning(error)
                 if kind is Meaning.MISTAKE:
@@ -119,6 +128,23 @@ class Database:
                     raise unavailable(error, self.name) from error
             await asyncio.sleep(random.uniform(0.2, 1.0) * min(0.6, 0.005 * 2**attempt))
         raise AssertionError("unreachable: the last try returns or raises")
+
+
+class _Lost(Exception):
+    """The connection went away before COMMIT was sent, so nothing was done."""
+
+    def __init__(self, error: DBAPIError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+async def _lost_is_known(work: Awaitable[T]) -> T:
+    try:
+        return await work
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise _Lost(error) from error
+        raise
 
 
 def open_database(url: str) -> Database:
@@ -180,7 +206,6 @@ def _mysql_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
     session = "SET SESSION time_zone='+00:00', innodb_lock_wait_timeout=5, sql_mode='STRICT_TRANS_TABLES,NO_ZERO_DATE'"
     options: dict[str, Any] = {
         "connect_args": {"charset": "utf8mb4", "connect_timeout": 5, "init_command": session},
-        "pool_pre_ping": True,
         "pool_recycle": 300,
         "pool_size": CONNECTIONS,
         "max_overflow": 0,
@@ -190,4 +215,22 @@ def _mysql_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
     }
     reader = create_async_engine(url, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True, **options)
     writer = create_async_engine(url, isolation_level="READ COMMITTED", **options)
+    for engine in (reader, writer):
+        event.listen(engine.sync_engine, "checkin", _note_use)
+        event.listen(engine.sync_engine, "checkout", _ping_if_idle)
     return reader, writer
+
+
+def _note_use(_: Any, record: Any) -> None:
+    record.info["used_at"] = time.monotonic()
+
+
+def _ping_if_idle(connection: Any, record: Any, _: Any) -> None:
+    """Ask a connection that rested whether it is alive; one just used costs no round trip."""
+    used_at = record.info.get("used_at")
+    if used_at is None or time.monotonic() - used_at < FRESH:
+        return
+    try:
+        connection.ping(reconnect=False)
+    except Exception as error:  # whatever it is, the pool opens another connection
+        raise DisconnectionError("a connection that rested is gone") from error

@@ -114,7 +114,8 @@ def each(column: ColumnElement[Any], values: Mapping[str, Any], others: ColumnEl
             return common
         values = {task_id: value for task_id, value in values.items() if value != common}
         others = literal(common, column.type)
-    branches = {task_id: literal(value, column.type) for task_id, value in sorted(values.items())}
+    # Not literal(), which looks for a type of its own first: of hundreds of values that is most of the work.
+    branches = {i: BindParameter(None, value, column.type, unique=True) for i, value in sorted(values.items())}
     return case(branches, value=tasks.c.id, else_=others)
 
 

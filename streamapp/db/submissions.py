@@ -14,15 +14,19 @@ from sqlalchemy import Connection, Insert, and_, insert, or_, select
 from sqlalchemy.dialects import mysql, sqlite
 from sqlalchemy.exc import IntegrityError
 
+from streamapp.clock import Clock
 from streamapp.db.database import Database
 from streamapp.db.events import event_of, write_events
 from streamapp.db.rows import NewTask, TaskRow, dump, task_row
-from streamapp.db.schema import now_ms, tasks
+from streamapp.db.schema import tasks
 from streamapp.db.states import State
 from streamapp.errors import AppError, Conflict, Unavailable
 
-#: Most tasks of one transaction.
-TOGETHER = 200
+#: Most tasks of one transaction. More would save little more, and the last of many waits for all of them.
+TOGETHER = 32
+
+#: Seconds between two readings of the database's clock: what it drifts meanwhile is far below a millisecond.
+CLOCK_INTERVAL = 5.0
 
 Answer = tuple[TaskRow, bool]
 
@@ -32,6 +36,7 @@ class Submissions:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._clock = Clock(database.now, CLOCK_INTERVAL)
         self._waiting: deque[tuple[NewTask, asyncio.Future[Answer]]] = deque()
         self._writer: asyncio.Task[None] | None = None
         #: Tasks created by this process.
@@ -60,7 +65,9 @@ class Submissions:
     async def _write_together(self, batch: Sequence[tuple[NewTask, asyncio.Future[Answer]]]) -> None:
         """Insert a batch in one transaction."""
         try:
-            answers = await self._database.write(lambda connection: write(connection, [new for new, _ in batch]))
+            await self._clock.sync()
+            now, rows = self._clock.now(), [new for new, _ in batch]
+            answers = await self._database.write(lambda connection: write(connection, rows, now))
         except Unavailable as error:
             for _, future in batch:
                 _refuse(future, error)
@@ -74,7 +81,8 @@ class Submissions:
     async def _write_alone(self, new: NewTask, future: asyncio.Future[Answer]) -> None:
         """Insert one task of a batch that failed."""
         try:
-            [answer] = await self._database.write(lambda connection: write(connection, [new]))
+            now = self._clock.now()
+            [answer] = await self._database.write(lambda connection: write(connection, [new], now))
         except IntegrityError as error:
             conflict = Conflict(f"a task with the id {new.id} exists", task_id=new.id)
             conflict.__cause__ = error
@@ -102,9 +110,8 @@ def _refuse(future: asyncio.Future[Answer], error: Exception) -> None:
         future.set_exception(error)
 
 
-def write(connection: Connection, batch: Sequence[NewTask]) -> list[Answer]:
-    """Insert a batch with its ``submitted`` events; per task its row and whether it is new."""
-    now = connection.scalar(select(now_ms())) or 0
+def write(connection: Connection, batch: Sequence[NewTask], now: int) -> list[Answer]:
+    """Insert a batch with its ``submitted`` events; per task its row and whether it is new. ``now``: the database's."""
     values = {new.id: _values(new, now) for new in batch}
     plain = [values[new.id] for new in batch if new.idempotency_key is None]
     if plain:

@@ -91,8 +91,8 @@ class Fleet:
             if member.process.poll() is None:
                 member.process.kill()
             member.process.wait(10)
-            print(f"\n{member.name} ended with {member.process.returncode}; it said last:")  # noqa: T201 - shown of failed tests only
-            print("\n".join(member.log.read_text(errors="replace").splitlines()[-60:]))  # noqa: T201 - as above
+            print(f"\n{member.name} ended with {member.process.returncode}; it said last:")
+            print("\n".join(member.log.read_text(errors="replace").splitlines()[-60:]))
 
     def command(self, *arguments: str, **env: str) -> Popen[bytes]:
         """One finishing command of the CLI with the fleet's environment."""

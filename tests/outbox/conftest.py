@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from streamapp.errors import Unavailable
 from streamapp.outbox import Outbox
 from streamapp.settings import Settings
 
+Outgoing = tuple[str, int | None, bytes, bytes]
+
 
 class Broker:
     """Notes what it was sent, in order; refuses while ``down``."""
@@ -23,11 +25,14 @@ class Broker:
         self.refused = 0
         self.sent: list[tuple[str, int | None, str, bytes]] = []
 
-    async def send(self, topic: str, partition: int | None, key: bytes, value: bytes) -> tuple[int, int]:
+    async def send(self, records: Sequence[Outgoing]) -> list[tuple[int, int] | Unavailable]:
         await asyncio.sleep(0)
+        return [self._one(*record) for record in records]
+
+    def _one(self, topic: str, partition: int | None, key: bytes, value: bytes) -> tuple[int, int] | Unavailable:
         if self.down:
             self.refused += 1
-            raise Unavailable("the broker is down")
+            return Unavailable("the broker is down")
         self.sent.append((topic, partition, key.decode(), value))
         return partition or 0, len(self.sent) - 1
 
