@@ -191,6 +191,9 @@ class StreamApp(faust.App):
                 await super()._producer_flush(logger)
         except TimeoutError:
             log.warning("the broker did not take everything in time", action="flush_timeout")
+        except RuntimeError as error:
+            # Of an application that crashed the producer may have ended first; the rest must be stopped all the same.
+            log.warning("the producer has ended before its last flush", action="flush_failed", error=str(error))
 
 
 def _too_large(error: BaseException) -> bool:
