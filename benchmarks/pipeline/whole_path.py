@@ -12,6 +12,8 @@ from benchmarks.pipeline.sides import Servers, Side, ours, plain
 
 #: Clients that submit while the whole path is measured.
 CLIENTS = 50
+#: Seconds of rest before and after a lone task is asked for.
+REST = 0.2
 
 
 async def throughput(servers: Servers, rounds: int, tasks: int) -> Figure:
@@ -78,7 +80,9 @@ async def alone(side: Side, tasks: int, round_: int) -> float:
     async with open_session(1) as session:
         for number in range(tasks):
             await submit(session, side, round_ * tasks + number)
-            await side.finished(0.01)
-            await asyncio.sleep(0.02)
+            # Neither questions about it nor the last one's events and statistics run beside a lone task.
+            await asyncio.sleep(REST)
+            await side.finished()
+            await asyncio.sleep(REST)
     rows = await side.rows(f"SELECT started_at - submitted_at FROM {side.table}")  # noqa: S608 - a constant
     return statistics.median(float(row[0]) for row in rows)
