@@ -8,7 +8,7 @@ iteration is Orca's (Yu et al., OSDI 2022), with a denoising step in place of a 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -19,10 +19,9 @@ from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event
 from streamapp.engine.families import Checkpoint, Device, load
 from streamapp.engine.job import Job
+from streamapp.engine.queue import Queue
 from streamapp.engine.sample import Sample
 
-#: Samples prepared ahead of free room, so that a freed row is filled at the next tick.
-AHEAD = 2
 #: Ticks whose figures are kept for :meth:`Engine.stats`.
 KEPT_TICKS = 1000
 
@@ -53,9 +52,7 @@ class Engine:
         self.clock = clock
         self._options = dict(options or {})
         self._checkpoints: dict[str, Checkpoint] = {}
-        self._waiting: deque[Sample] = deque()
-        self._ready: deque[Sample] = deque()
-        self._running: OrderedDict[tuple[Any, ...], list[Sample]] = OrderedDict()
+        self._queue = Queue(self.caps)
         self._events: list[Event] = []
         self._ticks: deque[dict[str, Any]] = deque(maxlen=KEPT_TICKS)
         self._names = count(1)
@@ -109,7 +106,8 @@ class Engine:
         name = job_id if job_id is not None else f"job-{next(self._names)}"
         adapters = tuple(sorted((lora.name, float(lora.weight)) for lora in job.loras if lora.weight))
         rows = checkpoint.rows(job)
-        self._waiting.extend(Sample(name, i, job, rows=rows, adapters=adapters) for i in range(job.num_images))
+        for index in range(job.num_images):
+            self._queue.wait(Sample(name, index, job, rows=rows, adapters=adapters))
         return name
 
     def cancel(self, job_id: str, index: int | None = None) -> None:
@@ -118,18 +116,17 @@ class Engine:
         def hit(sample: Sample) -> bool:
             return sample.job_id == job_id and index in (None, sample.index)
 
-        for sample in [*self._waiting, *self._ready, *self._all_running()]:
-            if hit(sample):
-                self._events.append(Event(job_id, sample.index, "cancelled"))
-        self._keep(lambda sample: not hit(sample))
+        self._events += [Event(job_id, sample.index, "cancelled") for sample in self._queue if hit(sample)]
+        self._queue.keep(lambda sample: not hit(sample))
 
     def step(self, timeout: float = 0.0) -> list[Event]:  # noqa: ARG002 (the hosts share this interface)
         """One tick: let samples join, run one batch, retire what is done; what happened meanwhile.
 
         An engine that is called directly never waits, whatever the ``timeout``.
         """
-        self._schedule()
-        batch = self._next_batch()
+        self._prepare(self._queue.to_encode())  # at most one encode batch between two ticks
+        self._queue.join()
+        batch = self._queue.next_batch()
         if batch:
             self._run(batch)
             self._retire(batch)
@@ -146,13 +143,13 @@ class Engine:
     @property
     def idle(self) -> bool:
         """Whether nothing is left to do."""
-        return not (self._waiting or self._ready or self._running)
+        return not self._queue
 
     def stats(self) -> dict[str, Any]:
         """Samples waiting and running, resident bytes by name, and the last ticks (rows, samples, key, seconds)."""
         return {
-            "waiting": len(self._waiting) + len(self._ready),
-            "running": sum(len(samples) for samples in self._running.values()),
+            "waiting": self._queue.waiting,
+            "running": self._queue.running,
             "checkpoints": {name: checkpoint.bytes for name, checkpoint in self._checkpoints.items()},
             "loras": {name: size for c in self._checkpoints.values() for name, size in c.adapters.items()},
             "ticks": list(self._ticks),
@@ -160,43 +157,15 @@ class Engine:
 
     def close(self) -> None:
         """Free everything; unfinished jobs are gone."""
-        self._keep(lambda _: False)
+        self._queue.keep(lambda _: False)
         for name in list(self._checkpoints):
             self.unload(name)
 
     # Schedule.
-    def _schedule(self) -> None:
-        """Prepare what can join soon (at most one encode batch between two ticks), then fill the rows."""
-        if self._waiting and len(self._ready) < AHEAD + self._free():
-            self._prepare(self._encode_batch())
-        for _ in range(len(self._ready)):
-            sample = self._ready.popleft()
-            running = self._running.setdefault(sample.key, [])
-            if self.caps.fits(running, sample):
-                running.append(sample)
-            else:
-                self._ready.append(sample)
-        for key in [key for key, samples in self._running.items() if not samples]:
-            del self._running[key]
-
-    def _free(self) -> int:
-        """Samples of the first waiting one's size that still find room."""
-        first = self._waiting[0]
-        used = sum(
-            s.rows for s in self._all_running() if (s.job.width, s.job.height) == (first.job.width, first.job.height)
-        )
-        return max(0, self.caps.rows(first.job.width, first.job.height) - used) // first.rows
-
-    def _encode_batch(self) -> list[Sample]:
-        """The next waiting samples of one model that could join soon."""
-        first = self._waiting[0]
-        batch: list[Sample] = []
-        limit = AHEAD + self._free()
-        while self._waiting and self._waiting[0].job.model == first.job.model and len(batch) < limit:
-            batch.append(self._waiting.popleft())
-        return batch
-
     def _prepare(self, samples: list[Sample]) -> None:
+        """Make samples of one model ready to join."""
+        if not samples:
+            return
         began = self.clock()
         checkpoint = self._checkpoints[samples[0].job.model]
         try:
@@ -211,17 +180,9 @@ class Engine:
         for sample in samples:
             sample.key = (sample.job.model, *checkpoint.key(sample))
             sample.spent("encode", self.clock() - began)
-            self._ready.append(sample)
+            self._queue.ready(sample)
 
     # Run.
-    def _next_batch(self) -> list[Sample]:
-        """The samples of the key whose turn it is."""
-        if not self._running:
-            return []
-        key = next(iter(self._running))
-        self._running.move_to_end(key)
-        return list(self._running[key])
-
     def _run(self, batch: list[Sample]) -> None:
         began = self.clock()
         self._checkpoints[batch[0].job.model].denoise(batch)
@@ -239,7 +200,7 @@ class Engine:
         done = [sample for sample in batch if sample.step >= sample.steps]
         if not done:
             return
-        self._keep(lambda sample: sample.step < sample.steps or not sample.steps)
+        self._queue.keep(lambda sample: sample.step < sample.steps or not sample.steps)
         began = self.clock()
         pictures = self._checkpoints[done[0].job.model].decode(done)
         wall = self.clock() - began
@@ -255,24 +216,10 @@ class Engine:
     def _fail(self, samples: Sequence[Sample], error: EngineError) -> None:
         """The jobs of these samples fail as a whole: their other images are taken out."""
         for job_id in dict.fromkeys(sample.job_id for sample in samples):
-            self._keep(lambda sample, gone=job_id: sample.job_id != gone)  # type: ignore[misc]
+            self._queue.keep(lambda sample, gone=job_id: sample.job_id != gone)  # type: ignore[misc]
             self._events.append(Event(job_id, -1, "failed", error))
 
     # Small things.
-    def _all_running(self) -> Iterator[Sample]:
-        for samples in self._running.values():
-            yield from samples
-
-    def _keep(self, wanted: Callable[[Sample], bool]) -> None:
-        self._waiting = deque(filter(wanted, self._waiting))
-        self._ready = deque(filter(wanted, self._ready))
-        for key, samples in list(self._running.items()):
-            kept = [sample for sample in samples if wanted(sample)]
-            if kept:
-                self._running[key] = kept
-            else:
-                del self._running[key]
-
     def _checkpoint(self, name: str) -> Checkpoint:
         found = self._checkpoints.get(name)
         if found is None:
@@ -281,5 +228,5 @@ class Engine:
         return found
 
     def _unused(self, name: str) -> None:
-        if any(s.job.model == name for s in [*self._waiting, *self._ready, *self._all_running()]):
+        if any(sample.job.model == name for sample in self._queue):
             raise EngineError("invalid_job", f"model {name!r} is in use; wait for its samples or cancel them")
