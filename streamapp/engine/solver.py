@@ -8,10 +8,10 @@ coefficients. The reference is therefore the scheduler itself, quirks included, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 
 from streamapp.engine.errors import EngineError
 from streamapp.engine.names import AUTO, SAMPLERS, sampler_name
+from streamapp.engine.sample import Sample
 
 #: Inputs of a step: sample, model output, noise, then the kept tensors.
 X, MODEL, NOISE, FIRST_SLOT = 0, 1, 2, 3
@@ -55,6 +56,15 @@ class Schedule:
     def slots(self) -> int:
         """How many tensors the solver keeps."""
         return int(self.coefficients.shape[1]) - 1
+
+    @cached_property
+    def rows(self) -> torch.Tensor:
+        """Per call what a batch needs of it, float32: timestep, scale, and the coefficients padded to all slots."""
+        calls, height, width = self.coefficients.shape
+        table = torch.zeros(calls, 1 + MAX_SLOTS, WIDTH, dtype=torch.float64)
+        table[:, :height, :width] = self.coefficients
+        head = torch.tensor([self.timesteps, self.scale], dtype=torch.float64).T
+        return torch.cat([head, table.flatten(1)], dim=1).float()
 
 
 def schedule_for(sampler: str, steps: int, config: Mapping[str, Any]) -> Schedule:
@@ -181,24 +191,59 @@ def _noise_as_basis(scheduler: Any) -> Iterator[list[Any]]:
             setattr(module, "randn_tensor", original)  # noqa: B010
 
 
-def update(schedules: list[Schedule], steps: list[int], stacked: list[list[torch.Tensor]]) -> torch.Tensor:
-    """One solver step for a whole batch in one product.
+class Batch:
+    """What the samples of a batch hold, in one buffer from tick to tick while the batch stays the same.
 
-    Args:
-        schedules, steps: per sample, its schedule and which call this is.
-        stacked: per sample its columns: sample, model output, noise, kept tensors, all of one shape.
-
-    Returns:
-        ``(B, 1 + most slots, *shape)``: the next samples and what is kept.
+    Columns of a row: sample, model output, noise, what the solver keeps. Samples get views of it. A tick is
+    ``scaled, timesteps = batch.begin(samples)``, a forward, ``batch.finish(model)``.
     """
-    slots = max(schedule.slots for schedule in schedules)
-    shape = stacked[0][X].shape
-    device, dtype = stacked[0][X].device, torch.float32
-    columns = torch.zeros(len(schedules), FIRST_SLOT + slots, shape.numel(), device=device, dtype=dtype)
-    matrix = torch.zeros(len(schedules), 1 + slots, FIRST_SLOT + slots, dtype=torch.float64)
-    for row, (schedule, step, tensors) in enumerate(zip(schedules, steps, stacked, strict=True)):
-        matrix[row, : 1 + schedule.slots, : FIRST_SLOT + schedule.slots] = schedule.coefficients[step]
-        for column, tensor in enumerate(tensors):
-            columns[row, column] = tensor.reshape(-1)
-    after = torch.bmm(matrix.to(device=device, dtype=dtype), columns)
-    return after.reshape(len(schedules), 1 + slots, *shape)
+
+    def __init__(self) -> None:
+        self._samples: list[Sample] = []
+        self._latents: Sequence[torch.Tensor] = ()
+        self._after = torch.empty(0)
+        self._rows = torch.empty(0)
+
+    def begin(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The scaled latents ``(B, *shape)`` and the timesteps ``(B,)`` of the denoiser call that is due."""
+        if not self._holds(samples):
+            slots = max(sample.schedule.slots for sample in samples)
+            first = samples[0].latents
+            self._after = first.new_zeros(len(samples), 1 + slots, *first.shape)
+            for row, sample in enumerate(samples):
+                self._after[row, 0] = sample.latents
+                self._after[row, 1 : 1 + sample.schedule.slots] = sample.memory
+            self._samples = list(samples)
+        self._rows = torch.stack([s.schedule.rows[s.step] for s in samples]).to(self._after.device)
+        scale = self._rows[:, 1].view(-1, *[1] * (self._after.dim() - 2))
+        return self._after[:, 0] * scale, self._rows[:, 0]
+
+    def finish(self, model: torch.Tensor) -> None:
+        """One solver step for every sample, given the model's outputs ``(B, *shape)``."""
+        before, size = self._after, len(self._samples)
+        slots = before.shape[1] - 1
+        columns = torch.cat([before[:, :1], model[:, None], self._noise(model)[:, None], before[:, 1:]], dim=1)
+        table = self._rows[:, 2:].view(size, 1 + MAX_SLOTS, WIDTH)[:, : 1 + slots, : FIRST_SLOT + slots]
+        after = torch.bmm(table, columns.flatten(2)).view(before.shape)
+        self._after = after
+        self._latents = after[:, 0].unbind()
+        for sample, latents, kept in zip(self._samples, self._latents, after[:, 1:].unbind(), strict=True):
+            sample.latents = latents
+            own = sample.schedule.slots
+            sample.memory = kept if own == slots else kept[:own]
+
+    def _holds(self, samples: Sequence[Sample]) -> bool:
+        """Whether the buffer is what these samples hold: the same ones, and nobody gave them other latents."""
+        return len(samples) == len(self._latents) and all(
+            ours is theirs and ours.latents is view
+            for ours, theirs, view in zip(self._samples, samples, self._latents, strict=True)
+        )
+
+    def _noise(self, model: torch.Tensor) -> torch.Tensor:
+        """The noise of every row, zeros where the solver takes none."""
+        noise = torch.zeros_like(model)
+        for row, sample in enumerate(self._samples):
+            drawn = sample.noise(sample.step)
+            if drawn is not None:
+                noise[row] = drawn
+        return noise

@@ -19,7 +19,7 @@ from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Picture
 from streamapp.engine.families import Device
 from streamapp.engine.sample import Sample
-from streamapp.engine.solver import RANDN, Schedule, schedule_for, update
+from streamapp.engine.solver import RANDN, Batch, Schedule, schedule_for
 
 FACTOR = 8
 
@@ -49,6 +49,9 @@ class UNetCheckpoint:
         self._device = device
         self._encoders = tuple(encoders)
         self._unet = unet
+        #: Asking a model for it walks all its modules.
+        self._dtype = unet.dtype
+        self._batch = Batch()
         self._vae = vae
         self._scheduler = dict(scheduler)
         self._adapters: dict[str, Adapter] = {}
@@ -122,27 +125,30 @@ class UNetCheckpoint:
     def denoise(self, samples: Sequence[Sample]) -> None:
         """One U-Net forward over all rows (guided samples twice), then one fused solver step."""
         guided = [s for s in samples if s.rows == 2]
-        predicted = self._forward([*guided, *samples], [*(s.uncond for s in guided), *(s.cond for s in samples)])
-        negative = {id(s): predicted[row] for row, s in enumerate(guided)}
-        stacked = []
-        for row, sample in enumerate(samples, start=len(guided)):
-            model = predicted[row]
-            if id(sample) in negative:
-                base = negative[id(sample)]
-                model = base + sample.job.guidance_scale * (model - base)
-            noise = sample.noise(sample.step)
-            noise = torch.zeros_like(model) if noise is None else noise.to(model.device)
-            stacked.append([sample.latents, model, noise, *sample.memory])
-        after = update([s.schedule for s in samples], [s.step for s in samples], stacked)
-        for row, sample in enumerate(samples):
-            sample.latents = after[row, 0]
-            sample.memory = after[row, 1 : 1 + sample.schedule.slots]
+        conditions = [*(s.uncond for s in guided), *(s.cond for s in samples)]
+        scaled, timesteps = self._batch.begin(samples)
+        places = [row for row, s in enumerate(samples) if s.rows == 2]
+        twice = [*places, *range(len(samples))]
+        if guided:
+            scaled, timesteps = scaled[twice], timesteps[twice]
+        predicted = self._forward([*guided, *samples], conditions, scaled, timesteps)
+        base, model = predicted[: len(guided)], predicted[len(guided) :]
+        if guided:
+            guidance = base.new_tensor([s.job.guidance_scale for s in guided]).view(-1, 1, 1, 1)
+            model = model.index_copy(
+                0, torch.tensor(places, device=base.device), base + guidance * (model[places] - base)
+            )
+        self._batch.finish(model)
 
-    def _forward(self, order: Sequence[Sample], conditions: Sequence[Conditioning]) -> torch.Tensor:
+    def _forward(
+        self,
+        order: Sequence[Sample],
+        conditions: Sequence[Conditioning],
+        scaled: torch.Tensor,
+        timesteps: torch.Tensor,
+    ) -> torch.Tensor:
         """The U-Net's prediction for every row, float32."""
-        dtype = self._unet.dtype
-        scaled = torch.stack([s.latents * s.schedule.scale[s.step] for s in order])
-        timesteps = torch.tensor([s.schedule.timesteps[s.step] for s in order], device=scaled.device)
+        dtype = self._dtype
         text, mask = _padded([condition.text for condition in conditions])
         added = {name: value.to(dtype) for name, value in self._added(order, conditions).items()}
         width = self._unet.config.time_cond_proj_dim
