@@ -14,11 +14,23 @@ from streamapp import read_models
 from streamapp.broker.admin import Admin, open_admin
 from streamapp.broker.record import TP
 from streamapp.clock import Clock
-from streamapp.db import Claims, Database, DeadLetters, Delivery, Registry, Tasks, open_database, upgrade
+from streamapp.db import (
+    Claims,
+    Database,
+    DeadLetters,
+    Delivery,
+    LoraRow,
+    ModelRow,
+    Registry,
+    Tasks,
+    open_database,
+    upgrade,
+)
 from streamapp.errors import Unavailable
 from streamapp.models import catalogue
 from streamapp.models.cache import DiskCache, Kind
 from streamapp.models.fetching import Fetches
+from streamapp.models.shared import SharedWeights
 from streamapp.outbox import Outbox, open_outbox
 from streamapp.settings import Settings
 from streamapp.storage import Storage, open_storage
@@ -28,6 +40,7 @@ from streamapp.worker.status import StatusWriter
 
 if TYPE_CHECKING:
     from streamapp.app import StreamApp
+    from streamapp.worker.pictures import Bring
     from streamapp.worker.worker import Worker
 
 log = get_logger(__name__)
@@ -49,6 +62,7 @@ class Runtime:
     shelf: Shelf
     cache: DiskCache
     fetches: Fetches
+    shared: SharedWeights | None
     storage: Storage
     admin: Admin
     clock: Clock
@@ -94,19 +108,17 @@ async def open_runtime(app: StreamApp) -> Runtime:
     database, registry = await _open_database(settings)
     storage = open_storage(settings)
     await storage.start()
-    clock = Clock(database.now)
-    try:
-        await clock.sync()
-    except Unavailable as error:
-        log.warning(error.message, action="database_waits")
+    clock = await _open_clock(database)
     tasks, delivery, claims = Tasks(database), Delivery(database), Claims(database)
-    worker = None if app.role == "web" else _open_worker(app, claims, registry, storage, clock)
+    shelf, cache = _open_shelf(app, registry, tasks)
+    shared = SharedWeights(storage, delivery) if settings.common_storage else None
+    bring = None if shared is None else partial(_bring, settings, cache, shared)
+    worker = None if app.role == "web" else _open_worker(app, claims, registry, storage, clock, bring)
     status = StatusWriter(
         settings, app.role, worker, now=clock.now, port=lambda: app.port, send=partial(_send_status, app)
     )
     if worker is not None:
         worker.on_change(status.changed)
-    shelf, cache = _open_shelf(app, registry, tasks)
     outbox = open_outbox(app, tasks=tasks, delivery=delivery, admin=admin)
     return Runtime(
         settings=settings,
@@ -120,7 +132,8 @@ async def open_runtime(app: StreamApp) -> Runtime:
         registry=registry,
         shelf=shelf,
         cache=cache,
-        fetches=Fetches(settings, registry, cache, changed=shelf.forget),
+        fetches=Fetches(settings, registry, cache, changed=shelf.forget, shared=shared),
+        shared=shared,
         storage=storage,
         admin=admin,
         clock=clock,
@@ -128,6 +141,16 @@ async def open_runtime(app: StreamApp) -> Runtime:
         status=status,
         worker=worker,
     )
+
+
+async def _open_clock(database: Database) -> Clock:
+    """The database's clock, read if it answers."""
+    clock = Clock(database.now)
+    try:
+        await clock.sync()
+    except Unavailable as error:
+        log.warning(error.message, action="database_waits")
+    return clock
 
 
 def _open_shelf(app: StreamApp, registry: Registry, tasks: Tasks) -> tuple[Shelf, DiskCache]:
@@ -155,7 +178,19 @@ async def _open_database(settings: Settings) -> tuple[Database, Registry]:
     return database, registry
 
 
-def _open_worker(app: StreamApp, claims: Claims, registry: Registry, storage: Storage, clock: Clock) -> Worker:
+async def _bring(settings: Settings, cache: DiskCache, shared: SharedWeights, row: ModelRow | LoraRow) -> bool:
+    """Weights that another host fetched, or that were uploaded there."""
+    if not row.path.endswith(".safetensors"):
+        return False  # a folder: only single files are shared
+    try:
+        return await shared.bring(row, catalogue.place_of(row, settings), partial(cache.reserve, row.digest))
+    finally:
+        cache.release(row.digest)
+
+
+def _open_worker(
+    app: StreamApp, claims: Claims, registry: Registry, storage: Storage, clock: Clock, bring: Bring | None
+) -> Worker:
     """The worker with its engine; imported here, because the web role has neither."""
     from streamapp.worker.engine import open_drawing
     from streamapp.worker.parts import Parts
@@ -173,7 +208,7 @@ def _open_worker(app: StreamApp, claims: Claims, registry: Registry, storage: St
         drawing=open_drawing(app.settings),
         spool=spool,
         clock=clock,
-        order=Orders(app.settings, registry),
+        order=Orders(app.settings, registry, bring),
         publish=Publisher(app.settings, spool, clock),
         dead_letter=app.dead_letter,
         release=release,

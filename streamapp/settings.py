@@ -230,6 +230,11 @@ class Settings(BaseSettings):
         return self.database or f"sqlite+aiosqlite:///{self.data_path / 'streamapp.db'}"
 
     @property
+    def common_storage(self) -> bool:
+        """Whether every host of a fleet reaches the same storage: then it also carries weights between them."""
+        return self.storage.startswith("s3://")
+
+    @property
     def storage_url(self) -> str:
         """The storage, defaulting to a folder in the data folder."""
         return self.storage or f"file://{self.data_path / 'files'}"

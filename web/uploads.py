@@ -15,6 +15,7 @@ from aiohttp import BodyPartReader, web
 
 from streamapp.db import LoraRow
 from streamapp.errors import InvalidRequest, TooLarge
+from streamapp.models.catalogue import place_of
 from streamapp.models.incoming import Incoming
 from streamapp.telemetry import get_logger
 from web.answers import ok
@@ -69,13 +70,16 @@ async def _take(app: Any, request: web.Request) -> tuple[LoraRow, bool]:
                 )
         if incoming is None or not incoming.size:
             raise InvalidRequest("file is missing: send the LoRA as the part `file`", field="file")
-        return await incoming.register(
+        row, new = await incoming.register(
             app.runtime.registry,
             fields.get("name") or None,
             fields.get("family") or None,
             request[USER],
             partial(app.runtime.cache.reserve, incoming),
         )
+        if app.runtime.shared is not None:
+            await app.runtime.shared.give(place_of(row, app.settings), row.digest)
+        return row, new
     finally:
         if incoming is not None:
             app.runtime.cache.release(incoming)

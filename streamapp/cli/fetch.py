@@ -83,17 +83,19 @@ def add_pins(group: click.Group, kind: Kind) -> None:
 
 
 async def _pull(registry: Registry, settings: Settings, reference: str, name: str | None) -> ModelRow | LoraRow:
-    from streamapp.db import Tasks
+    from streamapp.db import Delivery, Tasks
     from streamapp.models.cache import DiskCache
     from streamapp.models.fetching import Fetches
+    from streamapp.models.shared import open_shared
 
     cache = DiskCache(settings, registry, wanted=Tasks(registry.database).naming)
-    fetches = Fetches(settings, registry, cache)
-    try:
-        with _bar(reference) as seen:
-            return await fetches.once(reference, name, seen)
-    finally:
-        await fetches.close()
+    async with open_shared(settings, Delivery(registry.database)) as shared:
+        fetches = Fetches(settings, registry, cache, shared=shared)
+        try:
+            with _bar(reference) as seen:
+                return await fetches.once(reference, name, seen)
+        finally:
+            await fetches.close()
 
 
 async def _pin(registry: Registry, kind: Kind, name: str, *, pinned: bool) -> None:

@@ -18,7 +18,8 @@ from streamapp.cli.fetch import add_commands, add_pins
 from streamapp.cli.registry import with_registry
 
 if TYPE_CHECKING:
-    from streamapp.db import Registry
+    from streamapp.db import LoraRow, ModelRow, Registry
+    from streamapp.settings import Settings
 
 
 @click.group(invoke_without_command=True)
@@ -118,13 +119,25 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
 def _add(name: str, path: Path, kind: str, family: str, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from streamapp.models.catalogue import add_file
-
-    row = with_registry(lambda registry, settings: add_file(registry, settings, name, path, kind, family))
+    row = with_registry(lambda registry, settings: _added(registry, settings, name, path, kind, family))
     if as_json:
         print_json(asdict(row))
     else:
         click.echo(f"{row.name} ({row.family}, sha256 {row.digest[:12]}) from {path}")
+
+
+async def _added(
+    registry: Registry, settings: Settings, name: str, path: Path, kind: str, family: str
+) -> ModelRow | LoraRow:
+    from streamapp.db import Delivery
+    from streamapp.models.catalogue import add_file, place_of
+    from streamapp.models.shared import open_shared
+
+    row = await add_file(registry, settings, name, path, kind, family)
+    async with open_shared(settings, Delivery(registry.database)) as shared:
+        if shared is not None and row.path.endswith(".safetensors"):
+            await shared.give(place_of(row, settings), row.digest)
+    return row
 
 
 add_commands(models, "model")

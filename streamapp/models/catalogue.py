@@ -64,12 +64,11 @@ async def seed(registry: Registered) -> None:
     await registry.add_model(POCKET)
 
 
-def locate(row: ModelRow | LoraRow, settings: Settings) -> Path:
-    """Where the weights of a registry row lie: in the package, or in the data folder's ``models``.
+def place_of(row: ModelRow | LoraRow, settings: Settings) -> Path:
+    """Where the weights of a registry row belong: in the package, or in the data folder's ``models``.
 
     Raises:
         InvalidRequest: when the row's path leads out of its root, or its source is of an unknown kind.
-        NotFound: when there is nothing at that place.
     """
     if row.source.startswith(PACKAGE):
         root = HERE
@@ -80,6 +79,17 @@ def locate(row: ModelRow | LoraRow, settings: Settings) -> Path:
     path = root / row.path
     if not path.resolve().is_relative_to(root.resolve()):
         raise InvalidRequest(f"{row.name}: path {row.path!r} leads out of its folder", field="model")
+    return path
+
+
+def locate(row: ModelRow | LoraRow, settings: Settings) -> Path:
+    """Where the weights of a registry row lie; see :func:`place_of`.
+
+    Raises:
+        InvalidRequest: when they cannot lie anywhere here.
+        NotFound: when there is nothing at that place.
+    """
+    path = place_of(row, settings)
     if not path.exists():
         raise NotFound(f"{row.name}: its weights are not at {row.path} on this machine; add them again", name=row.name)
     return path

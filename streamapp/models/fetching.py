@@ -13,12 +13,13 @@ from typing import Any, Literal, Protocol
 from streamapp.db.rows import LoraRow, ModelRow
 from streamapp.errors import AppError, InvalidRequest, Overloaded
 from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, DiskCache, Rows, kind_of, marked, save
-from streamapp.models.catalogue import locate, models_root
+from streamapp.models.catalogue import locate, models_root, place_of
 from streamapp.models.digest import identify
 from streamapp.models.download import Fetched
 from streamapp.models.offer import Offer
-from streamapp.models.pull import Progress, Sites, open_sites, pull
+from streamapp.models.pull import Progress, Sites, open_sites, pull, target_of
 from streamapp.models.reference import Named, read_reference
+from streamapp.models.shared import SharedWeights
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 
@@ -74,9 +75,15 @@ class Fetches:
     """Runs fetches; the same reference and name asked twice, while one runs, is one fetch."""
 
     def __init__(
-        self, settings: Settings, registry: Registered, cache: DiskCache, changed: Callable[[], None] = lambda: None
+        self,
+        settings: Settings,
+        registry: Registered,
+        cache: DiskCache,
+        changed: Callable[[], None] = lambda: None,
+        shared: SharedWeights | None = None,
     ) -> None:
         self._settings, self._registry, self._cache, self._changed = settings, registry, cache, changed
+        self._shared = shared
         self._all: dict[str, Fetch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._turn = asyncio.Semaphore(RUNNING)
@@ -188,7 +195,10 @@ class Fetches:
                 size = offer.file.size or offer.about or 0
                 fetch.total = size or None
                 await self._cache.reserve(fetch.id, size)
-                return None
+                if self._shared is None or offer.file.digest is None:
+                    return None
+                await held.enter_async_context(self._shared.turn(offer.file.digest))
+                return await self._shared.take(offer.file.digest, target_of(self._settings, offer), fetch.seen)
 
             row = await pull(
                 await self._open(),
@@ -198,7 +208,11 @@ class Fetches:
                 progress=fetch.seen,
                 prepare=prepare,
             )
-            return await self._register(row)
+            row = await self._register(row)
+            if self._shared is not None:
+                # While it is this host's turn: whoever waits for it finds the copy.
+                await self._shared.give(place_of(row, self._settings), row.digest)
+            return row
 
     async def _register(self, row: ModelRow | LoraRow) -> ModelRow | LoraRow:
         """Write the row; what an operator pinned stays pinned, and other names of the same file have it again, too."""

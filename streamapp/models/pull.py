@@ -91,14 +91,16 @@ async def pull(
         )
     if offer.family is not None:
         known_family(offer.family)
-    folder = models_root(settings) / f"{offer.kind}s"
-    # The site's own file names never become paths: they may hold anything.
-    key = offer.file.digest[:10] if offer.file.digest else slug(offer.version)
     fetched = None if prepare is None else await prepare(offer)
     if fetched is None:
-        target = folder / f"{slug(offer.title)}-{key}.safetensors"
-        fetched = await sites.downloader.fetch(offer.file, target, progress)
+        fetched = await sites.downloader.fetch(offer.file, target_of(settings, offer), progress)
     return await asyncio.to_thread(registered, models_root(settings), local, text, offer, fetched)
+
+
+def target_of(settings: Settings, offer: Offer) -> Path:
+    """Where an offer's file comes to lie. The site's own file names never become paths: they may hold anything."""
+    key = offer.file.digest[:10] if offer.file.digest else slug(offer.version)
+    return models_root(settings) / f"{offer.kind}s" / f"{slug(offer.title)}-{key}.safetensors"
 
 
 def registered(root: Path, name: str, text: str, offer: Offer, fetched: Fetched) -> ModelRow | LoraRow:

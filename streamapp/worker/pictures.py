@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,12 +25,17 @@ KEPT = 512
 R = TypeVar("R", ModelRow, LoraRow)
 
 
+#: Brings the weights of a row to this host; False: nobody else has them either.
+Bring = Callable[[ModelRow | LoraRow], Awaitable[bool]]
+
+
 class Orders:
     """Looks up the weights that rows name."""
 
-    def __init__(self, settings: Settings, registry: Registry) -> None:
+    def __init__(self, settings: Settings, registry: Registry, bring: Bring | None = None) -> None:
         self._settings = settings
         self._registry = registry
+        self._bring = bring
         self._models: dict[str, tuple[float, ModelRow, Path]] = {}
         self._loras: dict[str, tuple[float, LoraRow, Path]] = {}
 
@@ -38,7 +43,7 @@ class Orders:
         """The order of a claimed row.
 
         Raises:
-            NotFound: the model or a LoRA is not registered any more, or its file is not here.
+            NotFound: the model or a LoRA is not registered any more, or its file is neither here nor shared.
             Unavailable: the database does not answer.
         """
         model, path = await self._model(row.params.model)
@@ -80,7 +85,12 @@ class Orders:
         return entry[1], entry[2]
 
     async def _keep(self, table: dict[str, tuple[float, R, Path]], name: str, row: R) -> tuple[R, Path]:
-        path = await asyncio.to_thread(locate, row, self._settings)
+        try:
+            path = await asyncio.to_thread(locate, row, self._settings)
+        except NotFound:
+            if self._bring is None or not await self._bring(row):
+                raise
+            path = await asyncio.to_thread(locate, row, self._settings)
         if len(table) >= KEPT:
             table.clear()
         table[name] = (time.monotonic(), row, path)
