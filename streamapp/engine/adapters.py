@@ -1,21 +1,14 @@
-"""LoRA: many adapters resident, any combination per row of one forward.
-
-A combination is one low-rank product: Σ wᵢ·BᵢAᵢ = [w₁B₁ …][A₁; …] (Hu et al. 2021 for the factors; the batched
-gather is the idea of Punica and S-LoRA). A forward hook adds, for every row, its own product in a side branch, so
-rows with different combinations and rows with none share one forward and the base weights never change.
-"""
+"""LoRA files: read into factors by layer, and refused where they would be drawn wrong."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from streamapp.engine.errors import EngineError
 
@@ -27,15 +20,14 @@ OTHER_KINDS = {
     "dora_scale": "DoRA",
     "lora_magnitude_vector": "DoRA",
 }
+#: Names of adapters with their weights.
 Combination = tuple[tuple[str, float], ...]
 Factors = tuple[torch.Tensor, torch.Tensor]
-#: Combinations, and batches of them, whose stacked factors are kept.
-KEPT = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """One loaded file: factors ``(A (r, in…), B (out, r))`` by module name, alpha folded into B."""
+    """One loaded file: factors ``(A (r, in…), B transposed (r, out))`` by module name, alpha folded into B."""
 
     name: str
     parts: Mapping[str, Mapping[str, Factors]]  # "unet" | "text_encoder" | "text_encoder_2" → module → factors
@@ -117,7 +109,7 @@ def _factors(
         alpha = scale.get(module, float(rank))
         dtype = weight.dtype
         folded = (up.float() * (alpha / rank)).reshape(up.shape[0], rank).to(device=device, dtype=dtype)
-        found[module] = (down.to(device=device, dtype=dtype), folded)
+        found[module] = (down.to(device=device, dtype=dtype), folded.T.contiguous())
     return found
 
 
@@ -133,100 +125,3 @@ def _module(key: str, rename: Any) -> str:
     ):
         renamed = renamed.removesuffix(ending)
     return str(renamed)
-
-
-class Mixer:
-    """Adds per-row combinations of adapters to the layers of one component."""
-
-    def __init__(self, part: str, target: nn.Module) -> None:
-        self._part = part
-        self._modules = dict(target.named_modules())
-        self._hooked: dict[str, Any] = {}
-        self._stacks: OrderedDict[tuple[Combination, str], Factors | None] = OrderedDict()
-        self._rows: Sequence[Combination] | None = None
-        self._adapters: Mapping[str, Adapter] = {}
-        self._batches: dict[str, tuple[tuple[Combination, ...], Factors]] = {}
-
-    def attach(self, adapter: Adapter) -> None:
-        """Hook the layers an adapter touches (once each)."""
-        for name in adapter.parts[self._part]:
-            if name not in self._hooked:
-                layer = self._modules[name]
-                self._hooked[name] = layer.register_forward_hook(self._hook(name))
-
-    def forget(self, adapter: str) -> None:
-        """Drop what was stacked with an adapter."""
-        for key in [key for key in self._stacks if any(name == adapter for name, _ in key[0])]:
-            del self._stacks[key]
-        self._batches.clear()
-
-    def use(self, rows: Sequence[Combination], adapters: Mapping[str, Adapter]) -> None:
-        """The combination of each row of the forwards that follow."""
-        self._rows = rows if any(rows) else None
-        self._adapters = adapters
-
-    def _hook(self, name: str) -> Any:
-        def add(layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
-            if self._rows is None:
-                return None
-            factors = self._factors(name, tuple(self._rows))
-            return None if factors is None else output + _product(layer, args[0], *factors)
-
-        return add
-
-    def _factors(self, name: str, rows: tuple[Combination, ...]) -> Factors | None:
-        """Factors of every row, ``(B, r, in…)`` and ``(B, out, r)``, padded to the largest rank; kept per batch."""
-        known = self._batches.get(name)
-        if known is not None and known[0] == rows:
-            return known[1]
-        stacks = [self._stack(row, name) for row in rows]
-        some = next((stack for stack in stacks if stack is not None), None)
-        if some is None:
-            return None
-        rank = max(stack[0].shape[0] for stack in stacks if stack is not None)
-        down = some[0].new_zeros(len(rows), rank, *some[0].shape[1:])
-        up = some[1].new_zeros(len(rows), some[1].shape[0], rank)
-        for row, stack in enumerate(stacks):
-            if stack is not None:
-                down[row, : stack[0].shape[0]] = stack[0]
-                up[row, :, : stack[1].shape[1]] = stack[1]
-        self._batches[name] = (rows, (down, up))
-        return down, up
-
-    def _stack(self, combination: Combination, name: str) -> Factors | None:
-        """One combination's factors for one layer, concatenated along the rank; None when it has none."""
-        key = (combination, name)
-        if key in self._stacks:
-            self._stacks.move_to_end(key)
-            return self._stacks[key]
-        pairs = [
-            (down, up * weight)
-            for adapter, weight in combination
-            if (pair := self._adapters[adapter].parts[self._part].get(name)) is not None
-            for down, up in (pair,)
-        ]
-        stack = (torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)) if pairs else None
-        self._stacks[key] = stack
-        while len(self._stacks) > KEPT * max(1, len(self._hooked)):
-            self._stacks.popitem(last=False)
-        return stack
-
-
-def _product(layer: nn.Module, value: torch.Tensor, down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """``up @ (down * value)`` per row; a convolution's rows become groups of one grouped convolution."""
-    if isinstance(layer, nn.Conv2d):
-        batch, channels, height, width = value.shape
-        rank = down.shape[1]
-        inner = functional.conv2d(
-            value.reshape(1, batch * channels, height, width),
-            down.reshape(batch * rank, *down.shape[2:]),
-            stride=layer.stride,
-            padding=layer.padding,
-            dilation=layer.dilation,
-            groups=batch,
-        )
-        inner = inner.reshape(batch, rank, *inner.shape[-2:])
-        return torch.einsum("bor,brhw->bohw", up, inner)
-    flat = value.unsqueeze(1) if value.dim() == 2 else value
-    added = torch.bmm(torch.bmm(flat, down.transpose(1, 2)), up.transpose(1, 2))
-    return added.squeeze(1) if value.dim() == 2 else added

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from streamapp.engine.adapters import Adapter, Combination, Mixer
+from streamapp.engine.adapters import Adapter, Combination
 from streamapp.engine.errors import EngineError
+from streamapp.engine.mixing import Mixer
 from streamapp.engine.prompts import MAX_WINDOWS, Window, windows
 
 CACHE_BYTES = 64 * 1024**2

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from streamapp.engine.adapters import Adapter, Combination, Mixer, read_adapter
+from streamapp.engine.adapters import Adapter, Combination, read_adapter
 from streamapp.engine.clip import ClipEncoder, Conditioning, Encodings, Wanted
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Picture
 from streamapp.engine.families import Device
+from streamapp.engine.mixing import Mixer
 from streamapp.engine.sample import Sample
 from streamapp.engine.solver import RANDN, Batch, Schedule, schedule_for
 
@@ -115,7 +116,9 @@ class UNetCheckpoint:
         negative = self._negative(sample.job)
         if sample.rows == 2 and negative is not None:
             texts.append(negative)
-        return [Wanted(text, sample.job.clip_skip, sample.adapters) for text in texts]
+        parts = [encoder.part for encoder in self._encoders]
+        heard = tuple(pair for pair in sample.adapters if any(self._adapters[pair[0]].parts[part] for part in parts))
+        return [Wanted(text, sample.job.clip_skip, heard) for text in texts]
 
     def key(self, sample: Sample) -> tuple[Any, ...]:
         """Samples of one latent shape share a tick: prompts are padded to one length."""
@@ -129,9 +132,15 @@ class UNetCheckpoint:
         scaled, timesteps = self._batch.begin(samples)
         places = [row for row, s in enumerate(samples) if s.rows == 2]
         twice = [*places, *range(len(samples))]
-        if guided:
+        order = self._mixer.arrange([samples[place].adapters for place in twice])
+        if order is not None:
+            twice, conditions = [twice[row] for row in order], [conditions[row] for row in order]
+        if guided or order is not None:
             scaled, timesteps = scaled[twice], timesteps[twice]
-        predicted = self._forward([*guided, *samples], conditions, scaled, timesteps)
+        predicted = self._forward([samples[place] for place in twice], conditions, scaled, timesteps)
+        if order is not None:
+            where = torch.tensor(order, device=predicted.device)
+            predicted = torch.empty_like(predicted).index_copy_(0, where, predicted)
         base, model = predicted[: len(guided)], predicted[len(guided) :]
         if guided:
             guidance = base.new_tensor([s.job.guidance_scale for s in guided]).view(-1, 1, 1, 1)
