@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from streamapp.engine.digests import digest
 from streamapp.engine.errors import EngineError
 
 #: Layouts whose effect is not a plain low-rank product: drawn with the code below they would be wrong, not missing.
@@ -32,6 +34,12 @@ class Adapter:
     name: str
     parts: Mapping[str, Mapping[str, Factors]]  # "unet" | "text_encoder" | "text_encoder_2" → module → factors
     bytes: int
+
+    @cached_property
+    def digest(self) -> str:
+        """Which weights these are."""
+        pairs = ((f"{part}.{name}", pair) for part, found in self.parts.items() for name, pair in found.items())
+        return digest((f"{name}.{place}", pair[place]) for name, pair in pairs for place in (0, 1))
 
 
 def read_adapter(

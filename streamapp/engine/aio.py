@@ -12,7 +12,8 @@ from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event
 from streamapp.engine.host import EngineThread, Host
 from streamapp.engine.job import Job
-from streamapp.engine.process import OVER, EngineProcess
+from streamapp.engine.process import EngineProcess
+from streamapp.engine.unfinished import OVER
 
 POLL_S = 0.5
 
@@ -146,6 +147,7 @@ def open_engine(
     if kind in {"inline", "fake"}:
         return AsyncEngine(EngineThread(**arguments), family=family, max_batch_rows=max_batch_rows)
     if kind in {"process", "fake-process"}:
-        host = EngineProcess(start_grace=start_grace, **arguments)
+        # After a crash the worker decides: it knows which jobs are suspects, also across workers.
+        host = EngineProcess(start_grace=start_grace, attempts=1, **arguments)
         return AsyncEngine(host, family=family, max_batch_rows=max_batch_rows)
     raise EngineError("invalid_job", f"engine {kind!r} is not known")

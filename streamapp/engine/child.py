@@ -30,6 +30,7 @@ class Child:
 
     def __init__(self, connection: Connection, options: dict[str, Any]) -> None:
         self._connection = connection
+        self._keep_every = float(options.pop("keep_every", 0.0))
         self._options = options
         self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -41,7 +42,7 @@ class Child:
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         engine = Engine(**self._options)
         self._send(Ready())
-        told = 0.0
+        told, kept = 0.0, time.monotonic()
         while True:
             refused: list[Event] = []
             while not self._calls.empty() or (engine.idle and not refused):
@@ -52,7 +53,9 @@ class Child:
             now = time.monotonic()
             stats = engine.stats() if now - told > STATS_S or engine.idle else None
             told = now if stats else told
-            self._send(Happened(events, stats))
+            due = self._keep_every and now - kept > self._keep_every
+            kept = now if due else kept
+            self._send(Happened(events, stats, engine.snapshots() if due else []))
 
     def _answer(self, engine: Engine, call: Call, refused: list[Event]) -> None:
         value, failure = None, None

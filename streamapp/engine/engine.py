@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from streamapp.engine import parked
 from streamapp.engine.caps import Caps
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event
@@ -91,22 +92,19 @@ class Engine:
             checkpoint.unload_lora(name)
 
     # Jobs.
-    def submit(self, job: Job, job_id: str | None = None) -> str:
-        """Queue a job; its id.
+    def submit(self, job: Job, job_id: str | None = None, images: Sequence[int] | None = None) -> str:
+        """Queue a job, or only these of its ``images``; its id.
 
         Raises:
             EngineError: what is wrong with it, before anything ran.
         """
         job.check()
-        checkpoint = self._checkpoint(job.model)
-        missing = [lora.name for lora in job.loras if lora.name not in checkpoint.adapters]
-        if missing:
-            raise EngineError("unknown_lora", f"LoRA {missing[0]!r} is not loaded for {job.model!r}", field="loras")
+        checkpoint = self._complete(job)
         checkpoint.validate(job)
         name = job_id if job_id is not None else f"job-{next(self._names)}"
         adapters = tuple(sorted((lora.name, float(lora.weight)) for lora in job.loras if lora.weight))
         rows = checkpoint.rows(job)
-        for index in range(job.num_images):
+        for index in range(job.num_images) if images is None else images:
             self._queue.wait(Sample(name, index, job, rows=rows, adapters=adapters))
         return name
 
@@ -118,6 +116,47 @@ class Engine:
 
         self._events += [Event(job_id, sample.index, "cancelled") for sample in self._queue if hit(sample)]
         self._queue.keep(lambda sample: not hit(sample))
+
+    def park(self, job_id: str, index: int) -> bytes:
+        """Take a sample out between two ticks: what is needed to draw it on, here or in another process.
+
+        Raises:
+            EngineError: ``unknown_sample`` for one that is not here (any more).
+        """
+        state = self.snapshot(job_id, index)
+        self._queue.keep(lambda sample: (sample.job_id, sample.index) != (job_id, index))
+        return state
+
+    def snapshot(self, job_id: str, index: int) -> bytes:
+        """What :meth:`park` gives, of a sample that is drawn on here (``unknown_sample``)."""
+        sample = self._queue.find(job_id, index)
+        if sample is None:
+            message = f"image {index} of job {job_id!r} is not in the engine; it may be drawn already"
+            raise EngineError("unknown_sample", message)
+        return parked.park(sample, self._identity(sample))
+
+    def snapshots(self) -> list[tuple[str, int, bytes]]:
+        """Job, image and state of all samples under way."""
+        return [(s.job_id, s.index, parked.park(s, self._identity(s))) for s in self._queue if s.step]
+
+    def resume(self, state: bytes) -> str:
+        """Draw a parked sample on, bit for bit as if nothing had been; the id of its job.
+
+        Raises:
+            EngineError: ``bad_state``, ``state_mismatch`` naming what differs (weights, precision, version),
+                ``unknown_model`` and ``unknown_lora`` for what is not loaded, ``invalid_job`` for one that is here.
+        """
+        found = parked.read(state, self.device.name)
+        sample = found.sample
+        self._complete(sample.job)
+        parked.check(found.identity, self._identity(sample))
+        if self._queue.find(sample.job_id, sample.index) is not None:
+            raise EngineError("invalid_job", f"image {sample.index} of job {sample.job_id!r} is being drawn already")
+        if sample.steps:
+            self._queue.ready(sample)
+        else:
+            self._queue.wait(sample)
+        return sample.job_id
 
     def step(self, timeout: float = 0.0) -> list[Event]:  # noqa: ARG002 (the hosts share this interface)
         """One tick: let samples join, run one batch, retire what is done; what happened meanwhile.
@@ -137,13 +176,13 @@ class Engine:
         """Step until idle."""
         while True:
             yield from self.step()
-            if self.idle and not self._events:
+            if self.idle:
                 return
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is left to do."""
-        return not self._queue
+        """Whether nothing is left to do or to tell."""
+        return not self._queue and not self._events
 
     def stats(self) -> dict[str, Any]:
         """Samples waiting and running, resident bytes by name, and the last ticks (rows, samples, key, seconds)."""
@@ -226,6 +265,20 @@ class Engine:
             known = ", ".join(self._checkpoints) or "none"
             raise EngineError("unknown_model", f"model {name!r} is not loaded; loaded: {known}", field="model")
         return found
+
+    def _complete(self, job: Job) -> Checkpoint:
+        """The checkpoint of a job whose weights are all here."""
+        checkpoint = self._checkpoint(job.model)
+        missing = [lora.name for lora in job.loras if lora.name not in checkpoint.adapters]
+        if missing:
+            raise EngineError("unknown_lora", f"LoRA {missing[0]!r} is not loaded for {job.model!r}", field="loras")
+        return checkpoint
+
+    def _identity(self, sample: Sample) -> dict[str, str]:
+        """What must be the same for a sample to be drawn on."""
+        adapters = [name for name, _ in sample.adapters]
+        own = self._checkpoints[sample.job.model].identity(adapters)
+        return {"kind of device": self.device.name.partition(":")[0], **own}
 
     def _unused(self, name: str) -> None:
         if any(sample.job.model == name for sample in self._queue):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,3 +41,28 @@ class Picture:
         from PIL import Image
 
         return Image.frombytes("RGB", (self.width, self.height), self.pixels)
+
+
+class Inbox:
+    """Events on their way from the thread that hears of them to the one that asks."""
+
+    def __init__(self) -> None:
+        self._events: queue.SimpleQueue[list[Event]] = queue.SimpleQueue()
+
+    def __bool__(self) -> bool:
+        return not self._events.empty()
+
+    def put(self, events: list[Event]) -> None:
+        """Something happened, or nothing."""
+        if events:
+            self._events.put(events)
+
+    def take(self, timeout: float) -> list[Event]:
+        """All of it, waiting up to ``timeout`` seconds for the first."""
+        try:
+            events = self._events.get(timeout=timeout) if timeout > 0 else self._events.get_nowait()
+        except queue.Empty:
+            return []
+        while self:
+            events = [*events, *self._events.get_nowait()]
+        return events

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from streamapp.engine.engine import Engine
 from streamapp.engine.errors import EngineError
-from streamapp.engine.events import Event
+from streamapp.engine.events import Event, Inbox
 from streamapp.engine.job import Job
 
 
@@ -49,6 +49,12 @@ class Host(Protocol):
     def cancel(self, job_id: str, index: int | None = None) -> None:
         """Like the engine's."""
 
+    def park(self, job_id: str, index: int) -> bytes:
+        """Like the engine's; the sample counts as handed back."""
+
+    def resume(self, state: bytes) -> str:
+        """Like the engine's."""
+
     def step(self, timeout: float = 0.0) -> list[Event]:
         """What happened, waiting up to ``timeout`` seconds for something."""
 
@@ -58,6 +64,8 @@ class Host(Protocol):
 
 def run_command(engine: Engine, name: str, args: tuple[Any, ...], events: list[Event]) -> Any:
     """Carry out one call on the engine's own thread; a refused job becomes a ``failed`` event."""
+    if name == "redraw":
+        return _redraw(engine, events, *args)
     if name == "submit":
         try:
             return engine.submit(*args)
@@ -67,13 +75,36 @@ def run_command(engine: Engine, name: str, args: tuple[Any, ...], events: list[E
     return getattr(engine, name)(*args)
 
 
+def _redraw(
+    engine: Engine, events: list[Event], job_id: str, job: Job | None, left: list[int], states: dict[int, bytes]
+) -> None:
+    """Draw what is left of a job: images with a state from there, where it does not fit and all others anew."""
+    anew, problem = [], None
+    for index in left:
+        try:
+            if index in states:
+                engine.resume(states[index])
+            else:
+                anew.append(index)
+        except EngineError as error:
+            anew.append(index)
+            problem = error
+    try:
+        if anew and job is None:
+            raise problem or EngineError("bad_state", "the parked sample is lost")
+        if anew and job is not None:
+            engine.submit(job, job_id, anew)
+    except EngineError as error:
+        events.append(Event(job_id, -1, "failed", error))
+
+
 class EngineThread:
     """An engine in a thread of this process: same calls as a process host, no crash protection."""
 
     def __init__(self, **options: Any) -> None:
         self._options = options
         self._commands: queue.SimpleQueue[tuple[str, tuple[Any, ...], Future[Any]] | None] = queue.SimpleQueue()
-        self._events: queue.SimpleQueue[list[Event]] = queue.SimpleQueue()
+        self._events = Inbox()
         self._thread: threading.Thread | None = None
         self._stats: dict[str, Any] = {}
         self.state = "closed"
@@ -117,15 +148,19 @@ class EngineThread:
         """Take samples out at the next tick."""
         self._call("cancel", job_id, index)
 
+    def park(self, job_id: str, index: int) -> bytes:
+        """Take a sample out between two ticks."""
+        state: bytes = self._call("park", job_id, index).result()
+        return state
+
+    def resume(self, state: bytes) -> str:
+        """Draw a parked sample on."""
+        job_id: str = self._call("resume", state).result()
+        return job_id
+
     def step(self, timeout: float = 0.0) -> list[Event]:
         """Events of the ticks since, waiting up to ``timeout`` seconds for the first."""
-        try:
-            events = self._events.get(timeout=timeout) if timeout > 0 else self._events.get_nowait()
-        except queue.Empty:
-            return []
-        while not self._events.empty():
-            events = [*events, *self._events.get_nowait()]
-        return events
+        return self._events.take(timeout)
 
     def stats(self) -> dict[str, Any]:
         """Figures as of the last tick."""
@@ -158,5 +193,4 @@ class EngineThread:
                     break
             events = [*refused, *engine.step()]
             self._stats = engine.stats()
-            if events:
-                self._events.put(events)
+            self._events.put(events)

@@ -1,18 +1,14 @@
 """The process host: an engine in a child process, so that neither a long tick nor a crash touches the parent.
 
-When the child dies (kill -9, segfault, CUDA error) or hangs, every unfinished job gets a retryable
-``engine_crashed`` failure, and a new child is started with the same checkpoints and adapters. Whether a job is drawn
-again is the caller's decision: it may be the one that killed the child.
+When the child dies (kill -9, segfault, CUDA error) or hangs, a new one is started with the same checkpoints and
+adapters and draws on: every sample from its last state that the parent was told, else from the start. A job that two
+children died of is drawn alone, since it may be what kills them; after ``attempts`` children it gets a retryable
+``engine_crashed`` failure.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import socket
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -22,14 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from streamapp.engine.errors import EngineError
-from streamapp.engine.events import Event
+from streamapp.engine.events import Event, Inbox
 from streamapp.engine.job import Job
+from streamapp.engine.parked import about
+from streamapp.engine.spawn import spawn
+from streamapp.engine.unfinished import UnfinishedJobs
 from streamapp.engine.wire import Beat, Call, Happened, Ready, Reply
 
 #: Pause before another start after a child that died young, doubling up to the last.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 30.0
 YOUNG_S = 30.0
-OVER = frozenset({"image", "failed", "cancelled"})
 
 
 class EngineProcess:
@@ -38,18 +36,32 @@ class EngineProcess:
     Args:
         start_grace: seconds the child may take until it is ready (imports, device); then it is killed.
         hung_after: seconds without a heartbeat, or in one tick, after which the child counts as hung and is killed.
+        attempts: children that may die while they hold a job, until it fails; with 1 nothing is drawn twice, and the
+            caller decides.
+        keep_every: seconds between two states of each running sample that the parent is told (0: none).
         options: of :class:`~streamapp.engine.engine.Engine`, JSON-serialisable.
     """
 
-    def __init__(self, *, start_grace: float = 120.0, hung_after: float = 300.0, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        start_grace: float = 120.0,
+        hung_after: float = 300.0,
+        attempts: int = 3,
+        keep_every: float = 5.0,
+        **options: Any,
+    ) -> None:
         self._grace = max(start_grace, 1.0)
         self._hung_after = hung_after
         self._options = options
+        self._attempts = attempts
+        self._keep_every = keep_every if attempts > 1 else 0.0
         self._lock = threading.RLock()
-        self._events: queue.SimpleQueue[list[Event]] = queue.SimpleQueue()
+        self._events = Inbox()
         self._numbers = count(1)
         self._futures: dict[int, Future[Any]] = {}
-        self._left: dict[str, set[int]] = {}
+        self._moving: dict[int, Call] = {}
+        self._unfinished = UnfinishedJobs(attempts)
         self._models: dict[str, Call] = {}
         self._loras: dict[tuple[str, str], Call] = {}
         self._stats: dict[str, Any] = {}
@@ -109,12 +121,24 @@ class EngineProcess:
 
     # Jobs.
     def submit(self, job: Job, job_id: str) -> str:
-        """Hand a job over; while the child restarts it fails at once with a retryable error event."""
+        """Hand a job over; while the child restarts it waits (with ``attempts`` of 1 it fails at once)."""
         job.check()
         with self._lock:
-            self._left[job_id] = set(range(job.num_images))
-            if not self._send(Call(0, "submit", (job, job_id))):
+            self._unfinished.add(job_id, job)
+            if not self._send(Call(0, "submit", (job, job_id))) and (self._attempts == 1 or self.state == "closed"):
+                self._unfinished.take(job_id, -1)
                 self._lose([job_id])
+        return job_id
+
+    def park(self, job_id: str, index: int) -> bytes:
+        """Take a sample out between two ticks; its state is the caller's then."""
+        state: bytes = self._call(Call(0, "park", (job_id, index))).result()
+        return state
+
+    def resume(self, state: bytes) -> str:
+        """Draw a parked sample on; returns when the child has it."""
+        job_id, _ = about(state)
+        self._call(Call(0, "resume", (state,))).result()
         return job_id
 
     def cancel(self, job_id: str, index: int | None = None) -> None:
@@ -124,17 +148,11 @@ class EngineProcess:
 
     def step(self, timeout: float = 0.0) -> list[Event]:
         """Events since, waiting up to ``timeout`` seconds for the first."""
-        try:
-            events = self._events.get(timeout=timeout) if timeout > 0 else self._events.get_nowait()
-        except queue.Empty:
-            return []
-        while not self._events.empty():
-            events = [*events, *self._events.get_nowait()]
-        return events
+        return self._events.take(timeout)
 
     def run(self) -> Any:
         """Events until every submitted job is at its end."""
-        while self._left or not self._events.empty():
+        while self._unfinished or self._events:
             yield from self.step(0.1)
 
     def stats(self) -> dict[str, Any]:
@@ -158,19 +176,10 @@ class EngineProcess:
             time.sleep(pause)
 
     def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
-        threads = str(self._options.get("threads", 1))
         with self._lock:
             if self.state == "closed":
                 return
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "streamapp.engine.child", str(theirs.fileno()), json.dumps(self._options)],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-            )
-            theirs.close()
-            self._pipe = Connection(ours.detach())
+            self._child, self._pipe = spawn({**self._options, "keep_every": self._keep_every})
             self._ready.clear()
             self._sign_of_life = time.monotonic() + self._grace - self._hung_after
 
@@ -196,37 +205,45 @@ class EngineProcess:
                     self._sign_of_life = now
                     self._ready.set()
                     self.state = "ready"
-                    for call in [*self._models.values(), *self._loras.values()]:
+                    for call in [*self._models.values(), *self._loras.values(), *self._unfinished.again()]:
                         self._send(call)
             case Beat(busy_s=busy_s):
                 if busy_s > self._hung_after:
                     raise EOFError("hung in a tick")
-            case Reply(number=number, value=value, error=error):
-                future = self._futures.pop(number, None)
-                if future is not None:
-                    future.set_result(value) if error is None else future.set_exception(error)
-            case Happened(events=events, stats=stats):
-                self._stats = stats or self._stats
-                for event in events:
-                    self._account(event)
-                if events:
-                    self._events.put(events)
+            case Reply():
+                self._answered(message)
+            case Happened():
+                self._happened(message)
 
-    def _account(self, event: Event) -> None:
-        """Keep track of which jobs are unfinished."""
-        if event.kind in OVER and event.job_id in self._left:
-            left = self._left[event.job_id]
-            left.discard(event.index)
-            if not left or event.index < 0:
-                del self._left[event.job_id]
+    def _answered(self, reply: Reply) -> None:
+        with self._lock:
+            future = self._futures.pop(reply.number, None)
+            call = self._moving.pop(reply.number, None)
+            if call is not None and reply.error is None and call.method == "park":
+                self._unfinished.take(*call.args)
+            if call is not None and reply.error is None and call.method == "resume":
+                self._unfinished.add_state(*about(call.args[0]), call.args[0])
+        if future is not None:
+            future.set_result(reply.value) if reply.error is None else future.set_exception(reply.error)
+
+    def _happened(self, message: Happened) -> None:
+        self._stats = message.stats or self._stats
+        with self._lock:
+            for event in message.events:
+                self._unfinished.account(event)
+            for job_id, index, state in message.states:
+                self._unfinished.keep(job_id, index, state)
+            for call in self._unfinished.next_suspect():
+                self._send(call)
+        self._events.put(message.events)
 
     def _bury(self) -> None:
-        """The child is gone, or must go: every caller and every unfinished job is told."""
+        """The child is gone, or must go: every caller is told, and the jobs that are given up."""
         with self._lock:
             self._ready.clear()
             self._hang_up()
-            lost, self._futures = self._futures, {}
-            jobs = list(self._left)
+            lost, self._futures, self._moving = self._futures, {}, {}
+            jobs = self._unfinished.clear() if self.state == "closed" else self._unfinished.died()
         if self._child is not None:
             self._child.kill()
             self._child.wait()
@@ -248,10 +265,7 @@ class EngineProcess:
             else ("engine_crashed", "the engine's process ended while it held this job")
         )
         error = EngineError(code, message, retryable=True)
-        for job_id in jobs:
-            self._left.pop(job_id, None)
-        if jobs:
-            self._events.put([Event(job_id, -1, "failed", error) for job_id in jobs])
+        self._events.put([Event(job_id, -1, "failed", error) for job_id in jobs])
 
     def _call(self, call: Call) -> Future[Any]:
         """Send a call that is answered; waits for the child to be ready first (start grace)."""
@@ -260,8 +274,11 @@ class EngineProcess:
         with self._lock:
             number = next(self._numbers)
             self._futures[number] = future
+            if call.method in {"park", "resume"}:
+                self._moving[number] = call
             if not self._send(Call(number, call.method, call.args)):
                 del self._futures[number]
+                self._moving.pop(number, None)
                 future.set_exception(EngineError("engine_crashed", "the engine is not running", retryable=True))
         return future
 

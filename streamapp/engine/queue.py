@@ -42,6 +42,10 @@ class Queue:
         """Samples that take part in ticks."""
         return sum(len(samples) for samples in self._running.values())
 
+    def find(self, job_id: str, index: int) -> Sample | None:
+        """The sample of this image."""
+        return next((sample for sample in self if (sample.job_id, sample.index) == (job_id, index)), None)
+
     def wait(self, sample: Sample) -> None:
         """Queue one that is to be encoded."""
         self._waiting.append(sample)

@@ -15,12 +15,14 @@ from torch.nn import functional
 
 from streamapp.engine.adapters import Adapter, Combination, read_adapter
 from streamapp.engine.clip import ClipEncoder, Conditioning, Encodings, Wanted
+from streamapp.engine.digests import digest
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Picture
 from streamapp.engine.families import Device
+from streamapp.engine.noise import Noise
 from streamapp.engine.mixing import Mixer
 from streamapp.engine.sample import Sample
-from streamapp.engine.solver import RANDN, Batch, Schedule, schedule_for
+from streamapp.engine.solver import Batch, schedule_for
 
 FACTOR = 8
 
@@ -55,6 +57,7 @@ class UNetCheckpoint:
         self._batch = Batch()
         self._vae = vae
         self._scheduler = dict(scheduler)
+        self._digest: str | None = None
         self._adapters: dict[str, Adapter] = {}
         self._mixer = Mixer("unet", unet)
         self._encodings = Encodings()
@@ -104,7 +107,7 @@ class UNetCheckpoint:
             sample.schedule, sample.steps = schedule, len(schedule.timesteps)
             sample.latents = (noise * schedule.initial).to(self._device.name)
             sample.memory = torch.zeros(schedule.slots, *shape, device=self._device.name)
-            sample.noise = _noise_source(schedule, generator, sample)
+            sample.noise = Noise.of(schedule, generator, sample.seed, shape)
             keys = self._wanted(sample)
             sample.cond = encoded[keys[0]]
             if sample.rows == 2:
@@ -236,6 +239,19 @@ class UNetCheckpoint:
         """Resident adapters and their bytes."""
         return {name: adapter.bytes for name, adapter in self._adapters.items()}
 
+    def identity(self, adapters: Sequence[str]) -> Mapping[str, str]:
+        """Weights, precision and library that decide a sample's numbers, each as a word."""
+        if self._digest is None:
+            modules = {"unet": self._unet, "vae": self._vae, **{each.part: each.model for each in self._encoders}}
+            tensors = ((f"{part}.{name}", p) for part, m in modules.items() for name, p in m.named_parameters())
+            self._digest = digest(tensors, repr(sorted(self._scheduler.items())).encode())
+        return {
+            "checkpoint": self._digest,
+            "precision": str(self._dtype).removeprefix("torch."),
+            "torch": torch.__version__,
+            **{f"LoRA {name}": self._adapters[name].digest for name in adapters},
+        }
+
     @property
     def bytes(self) -> int:
         """Weights of all components."""
@@ -268,25 +284,3 @@ def guidance_embedding(scales: torch.Tensor, width: int) -> torch.Tensor:
     steps = torch.arange(half, device=scales.device, dtype=torch.float32)
     angles = (scales * 1000)[:, None] * torch.exp(steps * -(math.log(10000.0) / (half - 1)))[None]
     return functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
-
-
-def _noise_source(schedule: Schedule, generator: torch.Generator, sample: Sample) -> Any:
-    """Noise of each call, in the pipeline's own order of draws."""
-    shape = (1, *sample.latents.shape)
-    tree: Any = None
-    if any(isinstance(noise, tuple) for noise in schedule.noise):
-        from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
-
-        tree = BrownianTreeNoiseSampler(torch.zeros(shape), *schedule.sigmas, sample.seed)
-
-    def draw(step: int) -> torch.Tensor | None:
-        kind = schedule.noise[step]
-        if kind is None:
-            return None
-        if kind == RANDN:
-            return torch.randn(shape, generator=generator)[0]
-        start, end = (torch.tensor(sigma) for sigma in kind)
-        noise: torch.Tensor = tree(start, end)[0]
-        return noise
-
-    return draw

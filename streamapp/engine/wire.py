@@ -5,7 +5,7 @@ Both ends are the same program on the same machine, started by us: the pipe is n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from streamapp.engine.events import Event
@@ -31,10 +31,11 @@ class Reply:
 
 @dataclass(frozen=True)
 class Happened:
-    """Child → parent: the events of one tick, and the engine's figures now and then."""
+    """Child → parent: the events of one tick, and now and then the engine's figures and the states of its samples."""
 
     events: list[Event]
     stats: dict[str, Any] | None = None
+    states: list[tuple[str, int, bytes]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

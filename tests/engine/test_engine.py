@@ -190,8 +190,8 @@ def test_a_checkpoint_in_use_is_neither_replaced_nor_freed() -> None:
 
 
 def test_a_killed_child_fails_its_jobs_and_comes_back_with_its_weights() -> None:
-    """Whether to draw again is the caller's decision, so nothing is submitted twice behind its back."""
-    engine = EngineProcess()
+    """With one attempt whether to draw again is the caller's decision: nothing is submitted twice behind its back."""
+    engine = EngineProcess(attempts=1)
     engine.start()
     try:
         engine.load("m", "somewhere", "fake")
@@ -217,7 +217,7 @@ def test_a_killed_child_fails_its_jobs_and_comes_back_with_its_weights() -> None
 
 def test_a_child_that_kills_itself_and_one_that_hangs_are_both_replaced() -> None:
     """A crash is seen at once, a hung tick after the limit."""
-    engine = EngineProcess(hung_after=1.5)
+    engine = EngineProcess(hung_after=1.5, attempts=1)
     engine.start()
     try:
         engine.load("m", "somewhere", "fake")

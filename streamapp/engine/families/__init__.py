@@ -65,6 +65,12 @@ class Checkpoint(Protocol):
     def adapters(self) -> Mapping[str, int]:
         """Adapters by name, with their bytes."""
 
+    def identity(self, adapters: Sequence[str]) -> Mapping[str, str]:
+        """By name what must be the same for a parked sample with these adapters to be drawn on, bit for bit.
+
+        At least ``checkpoint`` and ``precision``, and ``LoRA NAME`` per adapter, as digests or words.
+        """
+
     @property
     def bytes(self) -> int:
         """Weights held on the device."""

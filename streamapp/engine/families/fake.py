@@ -105,6 +105,10 @@ class FakeCheckpoint:
         """Names that were loaded."""
         return self._loras
 
+    def identity(self, adapters: Sequence[str]) -> Mapping[str, str]:
+        """The names that decide the stripes."""
+        return {"checkpoint": self._salt, "precision": "none", **{f"LoRA {name}": name for name in adapters}}
+
     @property
     def bytes(self) -> int:
         """Weighs nothing."""
