@@ -23,6 +23,8 @@ Content = tuple[tuple[Adapter, float], ...]
 Weighted = tuple[torch.Tensor, torch.Tensor, float]
 #: Ranks are padded to multiples of it.
 RANKS = 8
+#: Ranks that a product of one row's own costs beside its own ones.
+OWN_PRODUCT = 32
 
 
 class Mixer:
@@ -135,6 +137,7 @@ class _Layer:
         self._up = weight.new_zeros(0, 0, self._out)
         self._ranks: list[int] = []
         self._factors: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._rest: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self._conv = module if isinstance(module, nn.Conv2d) else None
         module.register_forward_hook(self._add if self._conv is None else self._add_conv)
 
@@ -185,7 +188,12 @@ class _Layer:
             return
         down, up = self._down[:rows], self._up[:rows]
         if self._conv is None:
-            self._factors = down.transpose(1, 2), up
+            ranks = self._ranks[:rows]
+            shared = _shared(tuple(ranks))
+            self._factors = down[:, :shared].transpose(1, 2), up[:, :shared]
+            self._rest = [
+                (row, down[row, shared:rank].T, up[row, shared:rank]) for row, rank in enumerate(ranks) if rank > shared
+            ]
         else:
             self._factors = down.reshape(-1, *self._kernel), up.transpose(1, 2)
 
@@ -201,6 +209,8 @@ class _Layer:
             value = value.reshape(rows, -1, value.shape[-1])
             output = output.view(rows, -1, output.shape[-1])
         output.baddbmm_(torch.bmm(value, down), up)
+        for row, down, up in self._rest:
+            output[row].addmm_(value[row] @ down, up)
 
     def _add_conv(self, _: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         """Add each row's product to a convolution's fresh output; rows become groups of one grouped convolution."""
@@ -220,6 +230,16 @@ class _Layer:
         inner = inner.view(rows, up.shape[2], -1)
         some = output[:rows]
         some.add_(torch.bmm(up, inner).view_as(some))
+
+
+@lru_cache(maxsize=256)
+def _shared(ranks: tuple[int, ...]) -> int:
+    """The rank to which all rows are padded for one product; what a row has beyond it is a product of its own."""
+
+    def work(shared: int) -> int:
+        return len(ranks) * shared + sum(rank - shared + OWN_PRODUCT for rank in ranks if rank > shared)
+
+    return min({-(-rank // RANKS) * RANKS for rank in ranks if rank}, key=work)
 
 
 @lru_cache(maxsize=256)
