@@ -31,6 +31,7 @@ from streamapp.models import catalogue
 from streamapp.models.cache import DiskCache, Kind
 from streamapp.models.fetching import Fetches
 from streamapp.models.shared import SharedWeights
+from streamapp.models.verified import note_weights
 from streamapp.outbox import Outbox, open_outbox
 from streamapp.settings import Settings
 from streamapp.storage import Storage, open_storage
@@ -183,7 +184,11 @@ async def _bring(settings: Settings, cache: DiskCache, shared: SharedWeights, ro
     if not row.path.endswith(".safetensors"):
         return False  # a folder: only single files are shared
     try:
-        return await shared.bring(row, catalogue.place_of(row, settings), partial(cache.reserve, row.digest))
+        path = catalogue.place_of(row, settings)
+        found = await shared.bring(row, path, partial(cache.reserve, row.digest))
+        if found:
+            await asyncio.to_thread(note_weights, row, path, catalogue.notes_root(settings))
+        return found
     finally:
         cache.release(row.digest)
 

@@ -123,7 +123,10 @@ class Settings(BaseSettings):
     hub_token: SecretStr | None = None
     allow_private_sources: bool = False
     models_max_bytes: Count | None = None
+    verify: Literal["changed", "always", "never"] = "changed"
     max_upload_bytes: Count = 512 * 1024**2
+    ensure: Annotated[tuple[str, ...], NoDecode] = ()
+    preload: Annotated[tuple[str, ...], NoDecode] = ("top:1",)
 
     # Web.
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
@@ -131,7 +134,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
-    @field_validator("families", "api_keys", "operators", "fallback_models", "webhook_secret", mode="before")
+    @field_validator("families", "api_keys", "operators", "fallback_models", "webhook_secret", "ensure", "preload", mode="before")
     @classmethod
     def split_commas(cls, value: Any) -> Any:
         """``sd15,flux`` in the environment, a list in TOML."""
@@ -144,6 +147,14 @@ class Settings(BaseSettings):
         families = [part.partition("=")[0] for part in value]
         if not all(re.fullmatch(r"[^=]+=.+", part) for part in value) or len(set(families)) != len(families):
             raise ValueError("must be FAMILY=MODEL, each family once, separated by commas")
+        return value
+
+    @field_validator("preload")
+    @classmethod
+    def names_or_top(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of models, and ``top:N``."""
+        if any(part.startswith("top:") and not re.fullmatch(r"top:[1-9][0-9]{0,3}", part) for part in value):
+            raise ValueError("must be names of models, or top:N for the N models that were used last")
         return value
 
     @field_validator("broker")

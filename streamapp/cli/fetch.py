@@ -136,8 +136,9 @@ class _bar:  # noqa: N801 - used as a function
 
 async def _verify(registry: Registry, settings: Settings, kind: Kind, names: tuple[str, ...]) -> list[dict[str, Any]]:
     from streamapp.errors import AppError, NotFound
-    from streamapp.models.catalogue import locate
+    from streamapp.models.catalogue import locate, notes_root
     from streamapp.models.digest import identify
+    from streamapp.models.verified import note_weights
 
     rows: list[Any] = list(await (registry.models() if kind == "model" else registry.loras()))
     if missing := sorted(set(names) - {row.name for row in rows}):
@@ -147,8 +148,11 @@ async def _verify(registry: Registry, settings: Settings, kind: Kind, names: tup
         if names and row.name not in names:
             continue
         try:
-            found = await asyncio.to_thread(identify, locate(row, settings))
+            path = locate(row, settings)
+            found = await asyncio.to_thread(identify, path)
             state = "ok" if found.digest == row.digest else "changed"
+            if state == "ok":
+                await asyncio.to_thread(note_weights, row, path, notes_root(settings))
         except AppError as error:
             state = error.message
         checked.append({"name": row.name, "version": row.version, "state": state})

@@ -95,7 +95,14 @@ MEANING: dict[str, dict[str, str]] = {
         "models_max_bytes": "Bytes that weights may take in the data folder's `models`: before more are fetched, those "
         "that were fetched and not used for longest make room, unless they are pinned, in use or waited for. Not set: "
         "no limit.",
+        "verify": "When a load reads every byte of the weights: `changed` (first time, and when a file looks touched), "
+        "`always`, `never`.",
         "max_upload_bytes": "Largest LoRA that may be uploaded.",
+        "ensure": "Models and LoRAs, by name or reference, that must be on a worker's disk before it says that it is "
+        "ready; what is missing is pulled, again and again until it is here.",
+        "preload": "Models that a worker loads before it says that it is ready, so that the first request waits for no "
+        "load: names, or `top:N` for the N used last (at first the model that ships). At most two stay loaded. One that "
+        "cannot be loaded is logged and skipped.",
     },
     "Web and logs": {
         "api_keys": "Keys that the API accepts, separated by commas. Required when `STREAMAPP_HOST` is public.",

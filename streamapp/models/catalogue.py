@@ -14,6 +14,7 @@ from streamapp.models.digest import autov3, identify
 from streamapp.models.families import family as known_family
 from streamapp.models.place import place
 from streamapp.models.safe import LoraHeader, check_folder, check_lora, check_model
+from streamapp.models.verified import note_weights
 from streamapp.models.words import vocabulary
 from streamapp.settings import Settings
 
@@ -119,6 +120,11 @@ def models_root(settings: Settings) -> Path:
     return settings.data_path / "models"
 
 
+def notes_root(settings: Settings) -> Path:
+    """The folder of what :mod:`streamapp.models.verified` noted on this host."""
+    return settings.data_path / "verified"
+
+
 def pocket_words() -> tuple[str, ...]:
     """The things that the model that ships can draw, one word or phrase for each."""
     return tuple(names[0] for names in vocabulary(POCKET.traits["words"]))
@@ -148,6 +154,7 @@ async def add_file(
     if kind not in ("model", "lora"):
         raise InvalidRequest(f"kind {kind!r} must be model or lora", field="kind")
     row = await asyncio.to_thread(_register, models_root(settings), name, path, kind, family)
+    await asyncio.to_thread(note_weights, row, models_root(settings) / row.path, notes_root(settings))
     await (registry.add_lora(row) if isinstance(row, LoraRow) else registry.add_model(row))
     return row
 

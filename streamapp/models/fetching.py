@@ -13,13 +13,14 @@ from typing import Any, Literal, Protocol
 from streamapp.db.rows import LoraRow, ModelRow
 from streamapp.errors import AppError, InvalidRequest, Overloaded
 from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, DiskCache, Rows, kind_of, marked, save
-from streamapp.models.catalogue import locate, models_root, place_of
+from streamapp.models.catalogue import locate, models_root, notes_root, place_of
 from streamapp.models.digest import identify
 from streamapp.models.download import Fetched
 from streamapp.models.offer import Offer
 from streamapp.models.pull import Progress, Sites, open_sites, pull, target_of
 from streamapp.models.reference import Named, read_reference
 from streamapp.models.shared import SharedWeights
+from streamapp.models.verified import note_weights
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 
@@ -209,9 +210,11 @@ class Fetches:
                 prepare=prepare,
             )
             row = await self._register(row)
+            path = place_of(row, self._settings)
+            await asyncio.to_thread(note_weights, row, path, notes_root(self._settings))
             if self._shared is not None:
                 # While it is this host's turn: whoever waits for it finds the copy.
-                await self._shared.give(place_of(row, self._settings), row.digest)
+                await self._shared.give(path, row.digest)
             return row
 
     async def _register(self, row: ModelRow | LoraRow) -> ModelRow | LoraRow:

@@ -16,12 +16,13 @@ from typing import BinaryIO, Protocol, Self
 from streamapp.db.rows import LoraRow
 from streamapp.errors import AppError, Conflict, InvalidRequest, TooLarge
 from streamapp.models.cache import EVICTED
-from streamapp.models.catalogue import LOCAL, NAME, locate, models_root
+from streamapp.models.catalogue import LOCAL, NAME, locate, models_root, notes_root
 from streamapp.models.digest import autov3
 from streamapp.models.families import family as known_family
 from streamapp.models.kinds import describe
 from streamapp.models.pull import slug
 from streamapp.models.safe import PICKLED, check_lora, parse_header
+from streamapp.models.verified import note_weights
 from streamapp.settings import Settings
 
 Room = Callable[[int], Awaitable[object]]
@@ -207,3 +208,4 @@ class Incoming:
         target = models_root(self._settings) / row.path
         self.path.chmod(0o644)
         self.path.replace(target)
+        note_weights(row, target, notes_root(self._settings))

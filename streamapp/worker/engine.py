@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from streamapp.db import ModelRow
+from streamapp.db import LoraRow, ModelRow
 from streamapp.engine.aio import AsyncEngine, open_engine
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event, Picture
 from streamapp.engine.job import Job, LoRA
 from streamapp.engine.variants import variant_of
 from streamapp.errors import AppError
+from streamapp.models.catalogue import notes_root
+from streamapp.models.verified import check_weights
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 from streamapp.worker.drawing import Drawing, Drawn, EngineCrashed, Order, Progress
@@ -34,12 +37,17 @@ CRASHED = "engine_crashed"
 FORGOTTEN = frozenset({"unknown_model", "unknown_lora"})
 
 
+#: Makes sure that weights are those of their row; blocks, raises AppError.
+Check = Callable[[ModelRow | LoraRow, Path], None]
+
+
 class EngineDrawing:
     """See :class:`streamapp.worker.drawing.Drawing`."""
 
-    def __init__(self, engine: AsyncEngine, patience: float = 120.0) -> None:
+    def __init__(self, engine: AsyncEngine, patience: float = 120.0, check: Check = lambda *_: None) -> None:
         self._engine = engine
         self._patience = patience
+        self._check = check
         self._events: dict[str, asyncio.Queue[Event]] = {}
         self._models: OrderedDict[str, Path] = OrderedDict()
         self._adapters: OrderedDict[tuple[str, str], Path] = OrderedDict()
@@ -127,6 +135,7 @@ class EngineDrawing:
                     key = (lora.name, order.model.name)
                     if self._adapters.get(key) != path:
                         await self._make_room(self._adapters, LORAS)
+                        await asyncio.to_thread(self._check, lora, path)
                         await self._engine.load_lora(lora.name, path, order.model.name)
                         self._adapters[key] = path
                         fresh = True
@@ -158,6 +167,7 @@ class EngineDrawing:
         fresh = self._models.get(name) != path
         if fresh:
             await self._make_room(self._models, CHECKPOINTS)
+            await asyncio.to_thread(self._check, model, path)
             await self._engine.load(name, path, model.family, variant_of(model.traits))
             self._models[name] = path
             log.info("checkpoint loaded", action="loaded", model=name)
@@ -250,4 +260,5 @@ def open_drawing(settings: Settings) -> Drawing:
         max_batch_rows=settings.max_batch_rows,
         start_grace=settings.engine_start,
     )
-    return EngineDrawing(engine, settings.engine_start)
+    check = partial(check_weights, notes=notes_root(settings), mode=settings.verify)
+    return EngineDrawing(engine, settings.engine_start, check)
