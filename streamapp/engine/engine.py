@@ -18,10 +18,10 @@ from streamapp.engine import parked
 from streamapp.engine.caps import Caps
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event
-from streamapp.engine.families import Checkpoint, Device, load
+from streamapp.engine.families import CONTROLNET, Checkpoint, Device, load, load_control
 from streamapp.engine.job import Job
 from streamapp.engine.queue import Queue
-from streamapp.engine.sample import Sample
+from streamapp.engine.sample import Sample, Shared
 
 #: Ticks whose figures are kept for :meth:`Engine.stats`.
 KEPT_TICKS = 1000
@@ -53,6 +53,7 @@ class Engine:
         self.clock = clock
         self._options = dict(options or {})
         self._checkpoints: dict[str, Checkpoint] = {}
+        self._controls: dict[str, Any] = {}
         self._queue = Queue(self.caps)
         self._events: list[Event] = []
         self._ticks: deque[dict[str, Any]] = deque(maxlen=KEPT_TICKS)
@@ -62,21 +63,28 @@ class Engine:
     def load(self, name: str, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
         """Load a checkpoint under ``name``; one that is loaded under that name already is replaced when idle.
 
+        Family ``controlnet`` loads a ControlNet, which jobs of every checkpoint that it fits can name as a control.
+
         Raises:
             EngineError: ``load_failed``, or ``invalid_job`` while samples still use the old one.
         """
-        options = {**self._options, "variant": variant, "clock": self.clock}
+        options = {**self._options, "variant": variant, "clock": self.clock, "controls": self._controls}
         self._unused(name)
+        if family == CONTROLNET:
+            control = load_control(path, self.device)
+            self.unload(name)
+            self._controls[name] = control
+            return
         loaded = load(family, path, self.device, options)
         self.unload(name)
         self._checkpoints[name] = loaded
 
     def unload(self, name: str) -> None:
-        """Free a checkpoint; unknown names are ignored."""
+        """Free a checkpoint or a ControlNet; unknown names are ignored."""
         self._unused(name)
-        checkpoint = self._checkpoints.pop(name, None)
-        if checkpoint is not None:
-            checkpoint.release()
+        for loaded in (self._checkpoints.pop(name, None), self._controls.pop(name, None)):
+            if loaded is not None:
+                loaded.release()
 
     def load_lora(self, name: str, path: str | Path, model: str) -> None:
         """Keep an adapter ready for jobs of ``model``.
@@ -98,14 +106,14 @@ class Engine:
         Raises:
             EngineError: what is wrong with it, before anything ran.
         """
-        job.check()
+        job = job.check()
         checkpoint = self._complete(job)
         checkpoint.validate(job)
         name = job_id if job_id is not None else f"job-{next(self._names)}"
         adapters = tuple(sorted((lora.name, float(lora.weight)) for lora in job.loras if lora.weight))
-        rows = checkpoint.rows(job)
+        rows, shared = checkpoint.rows(job), Shared()
         for index in range(job.num_images) if images is None else images:
-            self._queue.wait(Sample(name, index, job, rows=rows, adapters=adapters))
+            self._queue.wait(Sample(name, index, job, rows=rows, adapters=adapters, shared=shared))
         return name
 
     def cancel(self, job_id: str, index: int | None = None) -> None:
@@ -190,6 +198,7 @@ class Engine:
             "waiting": self._queue.waiting,
             "running": self._queue.running,
             "checkpoints": {name: checkpoint.bytes for name, checkpoint in self._checkpoints.items()},
+            "controls": {name: control.bytes for name, control in self._controls.items()},
             "loras": {name: size for c in self._checkpoints.values() for name, size in c.adapters.items()},
             "ticks": list(self._ticks),
         }
@@ -197,7 +206,7 @@ class Engine:
     def close(self) -> None:
         """Free everything; unfinished jobs are gone."""
         self._queue.keep(lambda _: False)
-        for name in list(self._checkpoints):
+        for name in [*self._checkpoints, *self._controls]:
             self.unload(name)
 
     # Schedule.
@@ -272,14 +281,20 @@ class Engine:
         missing = [lora.name for lora in job.loras if lora.name not in checkpoint.adapters]
         if missing:
             raise EngineError("unknown_lora", f"LoRA {missing[0]!r} is not loaded for {job.model!r}", field="loras")
+        missing = [control.model for control in job.controls if control.model not in self._controls]
+        if missing:
+            known = ", ".join(self._controls) or "none"
+            message = f"control {missing[0]!r} is not loaded; loaded: {known}"
+            raise EngineError("unknown_control", message, field="controls")
         return checkpoint
 
     def _identity(self, sample: Sample) -> dict[str, str]:
         """What must be the same for a sample to be drawn on."""
         adapters = [name for name, _ in sample.adapters]
         own = self._checkpoints[sample.job.model].identity(adapters)
-        return {"kind of device": self.device.name.partition(":")[0], **own}
+        nets = {f"control {each.model}": self._controls[each.model].digest for each in sample.job.controls}
+        return {"kind of device": self.device.name.partition(":")[0], **own, **nets}
 
     def _unused(self, name: str) -> None:
-        if any(sample.job.model == name for sample in self._queue):
+        if any(name in (s.job.model, *(control.model for control in s.job.controls)) for s in self._queue):
             raise EngineError("invalid_job", f"model {name!r} is in use; wait for its samples or cancel them")

@@ -12,7 +12,9 @@ class EngineError(AppError):
 
     Codes: ``invalid_job``, ``unknown_model``, ``unknown_sampler``, ``unknown_lora``, ``incompatible_lora``,
     ``load_failed``, ``not_finite``, ``engine_crashed`` (retryable), ``engine_closed`` (retryable), ``internal``;
-    of parked samples ``unknown_sample``, ``bad_state`` and ``state_mismatch``.
+    of parked samples ``unknown_sample``, ``bad_state`` and ``state_mismatch``;
+    of controls ``unknown_control``, ``incompatible_control``, ``invalid_image``, ``unknown_preprocessor`` and
+    ``missing_weights``.
     """
 
     status = 400

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from streamapp.engine.errors import EngineError
 from streamapp.engine.names import sampler_name
+from streamapp.engine.preprocess import raw
 
 MAX_ADAPTERS = 5
+MAX_CONTROLS = 5
+MAX_SCALE = 2.0
 MAX_STEPS = 150
 MAX_GUIDANCE = 30.0
 MAX_IMAGES = 100
@@ -25,7 +29,11 @@ class LoRA:
 
 @dataclass(frozen=True)
 class Control:
-    """A ControlNet and its picture; ``start`` and ``end`` are shares of the denoising, 0..1."""
+    """A loaded ControlNet by name and its picture, of the job's size and preprocessed already.
+
+    ``image`` is what :func:`~streamapp.engine.preprocess.rgb` reads; ``scale`` (0…2) is how strongly it steers;
+    ``start`` and ``end`` are shares of the denoising, 0..1, between which it does.
+    """
 
     model: str
     image: Any
@@ -62,7 +70,7 @@ class Job:
     output: Literal["pil", "rgb", "latent"] = "pil"
 
     def check(self) -> Job:
-        """The job itself, if its values are within the outer limits of every family.
+        """The job, its control pictures as raw RGB, if its values are within the outer limits of every family.
 
         Raises:
             EngineError: ``invalid_job`` or ``unknown_sampler``, naming the field and what to change.
@@ -81,12 +89,24 @@ class Job:
             raise _invalid("loras", "an adapter is named twice; add the weights up instead")
         if self.mask_image is not None and self.image is None:
             raise _invalid("mask_image", "a mask needs the image it belongs to")
-        for name in ("image", "controls", "schedule"):
+        for name in ("image", "schedule"):
             if getattr(self, name):
                 raise _invalid(name, f"{name} is not built yet; leave it out")
         _within("clip_skip", self.clip_skip, 1, MAX_CLIP_SKIP)
         sampler_name(self.sampler)
-        return self
+        return replace(self, controls=_checked(self.controls)) if self.controls else self
+
+
+def _checked(controls: Sequence[Control]) -> tuple[Control, ...]:
+    """The controls with pictures that cross processes as they are."""
+    if len(controls) > MAX_CONTROLS:
+        raise _invalid("controls", f"{len(controls)} controls are named, at most {MAX_CONTROLS} can be mixed")
+    for control in controls:
+        _within(f"scale of control {control.model}", control.scale, 0, MAX_SCALE)
+        if not 0 <= control.start < control.end <= 1:
+            message = f"control {control.model} starts at {control.start} and ends at {control.end};"
+            raise _invalid("controls", f"{message} it must be 0 <= start < end <= 1")
+    return tuple(replace(each, image=raw(each.image, f"picture of control {each.model}")) for each in controls)
 
 
 def _invalid(field: str, message: str) -> EngineError:

@@ -122,7 +122,7 @@ class EngineProcess:
     # Jobs.
     def submit(self, job: Job, job_id: str) -> str:
         """Hand a job over; while the child restarts it waits (with ``attempts`` of 1 it fails at once)."""
-        job.check()
+        job = job.check()
         with self._lock:
             self._unfinished.add(job_id, job)
             if not self._send(Call(0, "submit", (job, job_id))) and (self._attempts == 1 or self.state == "closed"):

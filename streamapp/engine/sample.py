@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 from streamapp.engine.job import Job
+
+
+@dataclass(eq=False)
+class Shared:
+    """Tensors that all samples of a job read, made on first use.
+
+    It has no fields: a parked sample leaves them out, and they are made again where it is resumed.
+    """
+
+    def __post_init__(self) -> None:
+        self._made: dict[Hashable, Any] = {}
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What was made under this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
 
 @dataclass(eq=False, slots=True)
@@ -34,6 +52,7 @@ class Sample:
     steps: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    shared: Shared = field(default_factory=Shared)
 
     @property
     def seed(self) -> int:

@@ -53,7 +53,7 @@ def read_single_file(
     # Typed as Any: diffusers annotates neither its converters nor its models' constructors.
     models: Any = diffusers
     convert: Any = single_file_utils
-    state = _read(path)
+    state = read_tensors(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     parts = architecture or architecture_of(shapes, path.name)
     for prefix, what in ((VAE, "VAE"), (TEXT, "text encoder")):
@@ -62,8 +62,8 @@ def read_single_file(
     with torch.device("meta"):
         unet: Any = models.UNet2DConditionModel(**parts.unet)
         vae: Any = models.AutoencoderKL(**parts.vae)
-    _fill(unet, convert.convert_ldm_unet_checkpoint(state, dict(unet.config)), dtype, f"{path.name}: U-Net")
-    _fill(vae, convert.convert_ldm_vae_checkpoint(state, dict(vae.config)), torch.float32, f"{path.name}: VAE")
+    fill(unet, convert.convert_ldm_unet_checkpoint(state, dict(unet.config)), dtype, f"{path.name}: U-Net")
+    fill(vae, convert.convert_ldm_vae_checkpoint(state, dict(vae.config)), torch.float32, f"{path.name}: VAE")
     text = _text(parts, state, dtype, path.name)
     words = tokenizer() if tokenizer is not None else tokenizer_of(parts)
     return Components(words, text, unet, vae, {**parts.scheduler, **_prediction(state)})
@@ -74,7 +74,7 @@ def tokenizer_of(architecture: Architecture) -> Any:
     return clip_tokenizer("!") if architecture.open_clip else clip_tokenizer()
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors, as views of the mapped file."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -98,7 +98,7 @@ def _text(parts: Architecture, state: Mapping[str, torch.Tensor], dtype: torch.d
     # A table of 0, 1, 2 … that older files keep as a parameter, and the projection that pictures are compared by.
     for extra in ("text_model.embeddings.position_ids", "text_projection.weight"):
         converted.pop(extra, None)
-    _fill(text, converted, dtype, f"{name}: text encoder")
+    fill(text, converted, dtype, f"{name}: text encoder")
     embeddings = text.text_model.embeddings
     embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
     return text
@@ -112,7 +112,7 @@ def _prediction(state: Iterable[str]) -> dict[str, Any]:
     )
 
 
-def _fill(module: Any, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, what: str) -> None:
+def fill(module: Any, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, what: str) -> None:
     """Give an empty module its weights, every one of them and nothing else.
 
     Raises:

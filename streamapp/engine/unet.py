@@ -8,19 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from streamapp.engine import controls
 from streamapp.engine.adapters import Adapter, Combination, read_adapter
 from streamapp.engine.clip import ClipEncoder, Conditioning, Encodings, Wanted
 from streamapp.engine.digests import digest
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Picture
 from streamapp.engine.families import Device
-from streamapp.engine.noise import Noise
 from streamapp.engine.mixing import Mixer
+from streamapp.engine.noise import Noise
 from streamapp.engine.sample import Sample
 from streamapp.engine.solver import Batch, schedule_for
 
@@ -38,6 +40,8 @@ class UNetCheckpoint:
     family = ""
     #: diffusers' reader of this family's LoRA files.
     lora_loader = "StableDiffusionLoraLoaderMixin"
+    #: ControlNets by name, the engine's own.
+    controls: Mapping[str, controls.ControlNet] = MappingProxyType({})
 
     def __init__(
         self, device: Device, encoders: Sequence[ClipEncoder], unet: Any, vae: Any, scheduler: Mapping[str, Any]
@@ -85,6 +89,7 @@ class UNetCheckpoint:
                 "invalid_job", f"{job.width}x{job.height}: sides must be multiples of {FACTOR} pixels", field="width"
             )
         schedule_for(job.sampler, job.num_inference_steps, self._scheduler)
+        controls.check(job, self.controls, self._unet.config)
         for encoder in self._encoders:
             encoder.check_skip(job.clip_skip)
             for text in (job.prompt, self._negative(job) or ""):
@@ -166,10 +171,10 @@ class UNetCheckpoint:
         width = self._unet.config.time_cond_proj_dim
         scales = torch.tensor([s.job.guidance_scale - 1.0 for s in order], device=scaled.device)
         self._mixer.use([s.adapters for s in order], self._adapters)
+        inputs = {"sample": scaled.to(dtype), "timestep": timesteps, "encoder_hidden_states": text.to(dtype)}
         predicted: torch.Tensor = self._unet(
-            scaled.to(dtype),
-            timesteps,
-            encoder_hidden_states=text.to(dtype),
+            **inputs,
+            **controls.residuals(self.controls, order, inputs, mask, added),
             encoder_attention_mask=mask,
             timestep_cond=None if width is None else guidance_embedding(scales, width).to(dtype),
             added_cond_kwargs=added or None,

@@ -134,6 +134,19 @@ def sdxl(folder: Path, *, force_zeros: bool = True, scheduler: dict[str, Any] | 
     return _saved(made, folder)
 
 
+def controlnet(folder: Path, unet: Any, seed: int) -> Any:
+    """A ControlNet for a U-Net, saved to ``folder``; its last layers, zero when training begins, are random."""
+    torch.manual_seed(seed)
+    kind: Any = diffusers.ControlNetModel
+    made = kind.from_unet(unet, conditioning_embedding_out_channels=(4, 4, 8, 8), load_weights_from_unet=False)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.2)
+    made.save_pretrained(folder, safe_serialization=True)
+    return kind.from_pretrained(folder, local_files_only=True)
+
+
 def _lively(module: Any) -> Any:
     """Random biases too: fresh ones are zero, and would hide a layer that is skipped."""
     with torch.no_grad():

@@ -21,6 +21,8 @@ MODULES: Mapping[str, str] = {
     "sdxl": "streamapp.engine.families.sdxl",
     "fake": "streamapp.engine.families.fake",
 }
+#: What :meth:`~streamapp.engine.engine.Engine.load` takes for a ControlNet: it draws nothing itself.
+CONTROLNET = "controlnet"
 
 
 @dataclass(frozen=True)
@@ -90,3 +92,8 @@ def load(family: str | None, path: str | Path, device: Device, options: Mapping[
         raise EngineError("load_failed", f"family {name!r} is not known; known: {', '.join(MODULES)}", family=name)
     module = import_module(MODULES[name])
     return cast(Checkpoint, module.load(Path(path), device, options))
+
+
+def load_control(path: str | Path, device: Device) -> Any:
+    """Load a ControlNet; see :mod:`streamapp.engine.controls` (``load_failed``)."""
+    return import_module("streamapp.engine.controls").load(Path(path), device)

@@ -37,7 +37,9 @@ def load(path: Path, device: Device, options: Mapping[str, Any]) -> StableDiffus
         (tokenizer, text), *_ = folder.texts
         unet, vae, scheduler = folder.unet, folder.vae, folder.scheduler
     encoder = ClipEncoder("text_encoder", tokenizer, text)
-    return StableDiffusion1(device, [encoder], unet, vae, scheduler_of(scheduler, options.get("variant")))
+    checkpoint = StableDiffusion1(device, [encoder], unet, vae, scheduler_of(scheduler, options.get("variant")))
+    checkpoint.controls = options.get("controls", {})
+    return checkpoint
 
 
 class StableDiffusion1(UNetCheckpoint):

@@ -42,6 +42,7 @@ def load(path: Path, device: Device, options: Mapping[str, Any]) -> StableDiffus
     ]
     scheduler = scheduler_of(folder.scheduler, options.get("variant"))
     checkpoint = StableDiffusionXL(device, encoders, folder.unet, folder.vae, scheduler)
+    checkpoint.controls = options.get("controls", {})
     checkpoint.zeros_for_absent = bool(folder.index.get("force_zeros_for_empty_prompt", True))
     return checkpoint
 
