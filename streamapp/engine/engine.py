@@ -8,7 +8,6 @@ iteration is Orca's (Yu et al., OSDI 2022), with a denoising step in place of a 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -22,9 +21,7 @@ from streamapp.engine.families import CONTROLNET, Checkpoint, Device, load, load
 from streamapp.engine.job import Job
 from streamapp.engine.queue import Queue
 from streamapp.engine.sample import Sample, Shared
-
-#: Ticks whose figures are kept for :meth:`Engine.stats`.
-KEPT_TICKS = 1000
+from streamapp.engine.tick import Ticks
 
 
 class Engine:
@@ -36,6 +33,7 @@ class Engine:
         max_batch_rows: most denoiser rows in one tick; None takes the defaults of :mod:`streamapp.engine.caps`.
         threads: of the tensor library.
         clock: monotonic seconds (tests inject their own).
+        preview_every: ticks of a sample between two ``preview`` events; 0 for none.
         options: passed to every family's ``load``.
     """
 
@@ -46,6 +44,8 @@ class Engine:
         max_batch_rows: int | None = None,
         threads: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        preview_every: int = 0,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self.device = Device(device, dtype, threads)
@@ -56,7 +56,7 @@ class Engine:
         self._controls: dict[str, Any] = {}
         self._queue = Queue(self.caps)
         self._events: list[Event] = []
-        self._ticks: deque[dict[str, Any]] = deque(maxlen=KEPT_TICKS)
+        self._ticks = Ticks(clock, preview_every)
         self._names = count(1)
 
     # Weights.
@@ -175,7 +175,7 @@ class Engine:
         self._queue.join()
         batch = self._queue.next_batch()
         if batch:
-            self._run(batch)
+            self._events += self._ticks.run(self._checkpoints[batch[0].job.model], batch)
             self._retire(batch)
         events, self._events = self._events, []
         return events
@@ -200,7 +200,7 @@ class Engine:
             "checkpoints": {name: checkpoint.bytes for name, checkpoint in self._checkpoints.items()},
             "controls": {name: control.bytes for name, control in self._controls.items()},
             "loras": {name: size for c in self._checkpoints.values() for name, size in c.adapters.items()},
-            "ticks": list(self._ticks),
+            "ticks": list(self._ticks.figures),
         }
 
     def close(self) -> None:
@@ -229,19 +229,6 @@ class Engine:
             sample.key = (sample.job.model, *checkpoint.key(sample))
             sample.spent("encode", self.clock() - began)
             self._queue.ready(sample)
-
-    # Run.
-    def _run(self, batch: list[Sample]) -> None:
-        began = self.clock()
-        self._checkpoints[batch[0].job.model].denoise(batch)
-        wall = self.clock() - began
-        self._ticks.append(
-            {"key": batch[0].key, "samples": len(batch), "rows": sum(s.rows for s in batch), "wall_s": wall}
-        )
-        for sample in batch:
-            sample.step += 1
-            sample.spent("denoise", wall)
-            self._events.append(Event(sample.job_id, sample.index, "progress", (sample.step, sample.steps)))
 
     # Retire.
     def _retire(self, batch: list[Sample]) -> None:

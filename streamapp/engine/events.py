@@ -13,8 +13,9 @@ Kind = Literal["progress", "preview", "image", "failed", "cancelled"]
 class Event:
     """Something that happened to image ``index`` of a job (−1: to all of it).
 
-    ``value`` by kind: ``progress`` → ``(step, steps)``; ``image`` → :class:`Picture`, a PIL image or a latent;
-    ``failed`` → :class:`~streamapp.engine.errors.EngineError`; ``cancelled`` → None.
+    ``value`` by kind: ``progress`` → ``(step, steps)``; ``preview`` → a small :class:`Picture`; ``image`` →
+    :class:`Picture`, a PIL image or a latent; ``failed`` → :class:`~streamapp.engine.errors.EngineError`;
+    ``cancelled`` → None.
     """
 
     job_id: str

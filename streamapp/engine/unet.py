@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,12 +18,14 @@ from torch.nn import functional
 from streamapp.engine import controls
 from streamapp.engine.adapters import Adapter, Combination, read_adapter
 from streamapp.engine.clip import ClipEncoder, Conditioning, Encodings, Wanted
+from streamapp.engine.decoding import decoded
 from streamapp.engine.digests import digest
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Picture
 from streamapp.engine.families import Device
 from streamapp.engine.mixing import Mixer
 from streamapp.engine.noise import Noise
+from streamapp.engine.previews import Colours
 from streamapp.engine.sample import Sample
 from streamapp.engine.solver import Batch, schedule_for
 
@@ -62,6 +65,7 @@ class UNetCheckpoint:
         self._vae = vae
         self._scheduler = dict(scheduler)
         self._digest: str | None = None
+        self._colours: Colours | None = None
         self._adapters: dict[str, Adapter] = {}
         self._mixer = Mixer("unet", unet)
         self._encodings = Encodings()
@@ -198,13 +202,7 @@ class UNetCheckpoint:
         return results
 
     def _picture(self, sample: Sample) -> Any:
-        config = self._vae.config
-        scaled = sample.latents[None] / config.scaling_factor
-        mean, spread = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        if mean is not None and spread is not None:
-            by_channel = (torch.tensor(values, device=scaled.device).view(1, -1, 1, 1) for values in (spread, mean))
-            scaled = scaled * next(by_channel) + next(by_channel)
-        image = self._vae.decode(scaled.to(self._vae.dtype), return_dict=False)[0][0].float()
+        image = decoded(self._vae, sample.latents[None])[0]
         pixels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
         height, width = pixels.shape[:2]
         info = {
@@ -216,6 +214,14 @@ class UNetCheckpoint:
         }
         picture = Picture(width, height, pixels.tobytes(), info)
         return picture.to_pil() if sample.job.output == "pil" else picture
+
+    @torch.inference_mode()
+    def previews(self, samples: Sequence[Sample]) -> list[Any]:
+        """One pixel per latent place, from the latent at the scale in which the denoiser takes it."""
+        if self._colours is None:
+            channels = self._vae.config.latent_channels
+            self._colours = Colours(partial(decoded, self._vae), channels, self._device.name)
+        return [self._colours.picture(s.latents * s.schedule.scale[s.step]) for s in samples]
 
     # Adapters.
     def load_lora(self, name: str, path: Path) -> int:

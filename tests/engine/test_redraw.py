@@ -28,7 +28,12 @@ def process(**options: Any) -> Iterator[EngineProcess]:
 def until_step(engine: EngineProcess, step: int) -> list[Event]:
     """Events until a sample is that far."""
     events: list[Event] = []
-    wait_for(lambda: bool(events.extend(engine.step(0.1)) or any(e.value >= (step, 0) for e in events)))
+
+    def there() -> bool:
+        events.extend(engine.step(0.1))
+        return any(event.value >= (step, 0) for event in events)
+
+    wait_for(there)
     return events
 
 

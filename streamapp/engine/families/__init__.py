@@ -57,6 +57,9 @@ class Checkpoint(Protocol):
     def decode(self, samples: Sequence[Sample]) -> list[Any]:
         """Finished latents to pictures, in the form each job's ``output`` names; EngineError in place of a bad one."""
 
+    def previews(self, samples: Sequence[Sample]) -> list[Any]:
+        """Small pictures of unfinished samples; empty for a family that gives none."""
+
     def load_lora(self, name: str, path: Path) -> int:
         """Keep an adapter ready under ``name``; its bytes. Raises EngineError naming the layer that does not fit."""
 

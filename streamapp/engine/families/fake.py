@@ -90,6 +90,11 @@ class FakeCheckpoint:
         picture = Picture(job.width, job.height, row * job.height, info)
         return picture.to_pil() if job.output == "pil" else picture
 
+    def previews(self, samples: Sequence[Sample]) -> list[Any]:
+        """Stripes have no sketch."""
+        del samples
+        return []
+
     def load_lora(self, name: str, path: Path) -> int:
         """Remember the name."""
         del path
