@@ -117,6 +117,8 @@ class Process:
             self._supervise(make())
         await self._reach_schema()
         runtime.outbox.start()
+        if runtime.preparing is not None:
+            runtime.preparing.start()
         self._supervise(purge(runtime))
         await self._reach_broker()
         app.finalize()

@@ -41,7 +41,8 @@ from streamapp.worker.status import StatusWriter
 
 if TYPE_CHECKING:
     from streamapp.app import StreamApp
-    from streamapp.worker.pictures import Bring
+    from streamapp.worker.pictures import Bring, Orders
+    from streamapp.worker.preparing import Preparing
     from streamapp.worker.worker import Worker
 
 log = get_logger(__name__)
@@ -70,6 +71,7 @@ class Runtime:
     outbox: Outbox
     status: StatusWriter
     worker: Worker | None
+    preparing: Preparing | None
 
     def pings(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """What readiness asks, by name; each raises ``Unavailable`` with a sentence when it does not answer."""
@@ -81,6 +83,8 @@ class Runtime:
         }
         if self.worker is not None:
             checks["engine"] = self._ping_engine
+        if self.preparing is not None:
+            checks["weights"] = self.preparing.ping
         return checks
 
     async def _ping_tables(self) -> None:
@@ -114,12 +118,11 @@ async def open_runtime(app: StreamApp) -> Runtime:
     shelf, cache = _open_shelf(app, registry, tasks)
     shared = SharedWeights(storage, delivery) if settings.common_storage else None
     bring = None if shared is None else partial(_bring, settings, cache, shared)
-    worker = None if app.role == "web" else _open_worker(app, claims, registry, storage, clock, bring)
-    status = StatusWriter(
-        settings, app.role, worker, now=clock.now, port=lambda: app.port, send=partial(_send_status, app)
-    )
-    if worker is not None:
-        worker.on_change(status.changed)
+    fetches = Fetches(settings, registry, cache, changed=shelf.forget, shared=shared)
+    worker, preparing = None, None
+    if app.role != "web":
+        worker, preparing = _open_work(app, claims, registry, storage, clock, bring, fetches)
+    status = _open_status(app, worker, clock)
     outbox = open_outbox(app, tasks=tasks, delivery=delivery, admin=admin)
     return Runtime(
         settings=settings,
@@ -133,7 +136,7 @@ async def open_runtime(app: StreamApp) -> Runtime:
         registry=registry,
         shelf=shelf,
         cache=cache,
-        fetches=Fetches(settings, registry, cache, changed=shelf.forget, shared=shared),
+        fetches=fetches,
         shared=shared,
         storage=storage,
         admin=admin,
@@ -141,7 +144,17 @@ async def open_runtime(app: StreamApp) -> Runtime:
         outbox=outbox,
         status=status,
         worker=worker,
+        preparing=preparing,
     )
+
+
+def _open_status(app: StreamApp, worker: Worker | None, clock: Clock) -> StatusWriter:
+    status = StatusWriter(
+        app.settings, app.role, worker, now=clock.now, port=lambda: app.port, send=partial(_send_status, app)
+    )
+    if worker is not None:
+        worker.on_change(status.changed)
+    return status
 
 
 async def _open_clock(database: Database) -> Clock:
@@ -193,13 +206,38 @@ async def _bring(settings: Settings, cache: DiskCache, shared: SharedWeights, ro
         cache.release(row.digest)
 
 
-def _open_worker(
-    app: StreamApp, claims: Claims, registry: Registry, storage: Storage, clock: Clock, bring: Bring | None
-) -> Worker:
-    """The worker with its engine; imported here, because the web role has neither."""
+def _open_work(
+    app: StreamApp,
+    claims: Claims,
+    registry: Registry,
+    storage: Storage,
+    clock: Clock,
+    bring: Bring | None,
+    fetches: Fetches,
+) -> tuple[Worker, Preparing]:
+    """The worker, and what makes its weights ready; imported here, because the web role has neither."""
+    from streamapp.worker.pictures import Orders
+    from streamapp.worker.preparing import Preparing
+
+    orders = Orders(app.settings, registry, bring)
+    worker = _open_worker(app, claims, orders, storage, clock)
+    preparing = Preparing(
+        app.settings,
+        registry,
+        worker.drawing,
+        checkpoint=orders.checkpoint,
+        bring=bring,
+        pull=fetches.once,
+        loaded=worker.loaded,
+    )
+    return worker, preparing
+
+
+def _open_worker(app: StreamApp, claims: Claims, orders: Orders, storage: Storage, clock: Clock) -> Worker:
+    """The worker with its engine."""
     from streamapp.worker.engine import open_drawing
     from streamapp.worker.parts import Parts
-    from streamapp.worker.pictures import Orders, Publisher
+    from streamapp.worker.pictures import Publisher
     from streamapp.worker.spool import Spool
     from streamapp.worker.worker import Worker
 
@@ -213,7 +251,7 @@ def _open_worker(
         drawing=open_drawing(app.settings),
         spool=spool,
         clock=clock,
-        order=Orders(app.settings, registry, bring),
+        order=orders,
         publish=Publisher(app.settings, spool, clock),
         dead_letter=app.dead_letter,
         release=release,
@@ -238,6 +276,8 @@ async def close_runtime(runtime: Runtime) -> None:
     ]
     if runtime.worker is not None:
         parts.insert(0, ("worker", runtime.worker.close))
+    if runtime.preparing is not None:
+        parts.insert(0, ("preparing", runtime.preparing.close))
     for name, close in parts:
         try:
             async with asyncio.timeout(10.0):

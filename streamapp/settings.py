@@ -134,7 +134,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
-    @field_validator("families", "api_keys", "operators", "fallback_models", "webhook_secret", "ensure", "preload", mode="before")
+    @field_validator(
+        *("families", "api_keys", "operators", "fallback_models", "webhook_secret", "ensure", "preload"), mode="before"
+    )
     @classmethod
     def split_commas(cls, value: Any) -> Any:
         """``sd15,flux`` in the environment, a list in TOML."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from streamapp.broker.record import TP
 from streamapp.clock import Clock
-from streamapp.db import Claims, ImageRow, ModelRow, TaskRow
+from streamapp.db import Claims, ImageRow, TaskRow
 from streamapp.records import DeadLetter
 from streamapp.worker.drawing import Drawing, Drawn, Order
 from streamapp.worker.spool import Spool
@@ -20,9 +19,6 @@ class Orders(Protocol):
 
     async def __call__(self, row: TaskRow) -> Order:
         """The order of a claimed row; raises what is wrong with it as an ``AppError``."""
-
-    async def usual(self) -> tuple[ModelRow, Path] | None:
-        """The checkpoint to have ready before anybody asks."""
 
 
 class Publish(Protocol):

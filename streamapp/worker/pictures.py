@@ -50,12 +50,13 @@ class Orders:
         loras = [(*await self._lora(lora.name), lora.weight) for lora in row.params.loras]
         return Order(row, model, path, tuple(loras))
 
-    async def usual(self) -> tuple[ModelRow, Path] | None:
-        """The checkpoint of the served families that was used last, to have it ready before anybody asks."""
-        rows = [row for row in await self._registry.models() if row.family in self._settings.families]
-        if not rows:
-            return None
-        return await self._model(max(rows, key=lambda row: (row.last_used_at or 0, row.name)).name)
+    async def checkpoint(self, name: str) -> tuple[ModelRow, Path]:
+        """A checkpoint and where it lies on this host.
+
+        Raises:
+            NotFound: see :meth:`__call__`.
+        """
+        return await self._model(name)
 
     async def _model(self, name: str) -> tuple[ModelRow, Path]:
         known = self._known(self._models, name)

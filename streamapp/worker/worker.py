@@ -11,7 +11,7 @@ from typing import Any
 
 from streamapp.broker.record import TP
 from streamapp.db import ENDED, Held, State, TaskRow
-from streamapp.errors import AppError, Unavailable
+from streamapp.errors import Unavailable
 from streamapp.records import TaskMessage
 from streamapp.retry import CRASHED
 from streamapp.settings import Settings
@@ -45,8 +45,6 @@ class Worker:
         self.drawing = parts.drawing
         self.spool = parts.spool
         self.clock = parts.clock
-        self._order = parts.order
-        self._warming: asyncio.Task[None] | None = None
         self.backlog = Backlog(settings.lookahead, parts.release)
         self.draining = False
         self.crowded = False  # the last turn ended because the engine was full
@@ -64,24 +62,15 @@ class Worker:
         self._finisher.start()
         self._leases.start()
         await self.drawing.start()
-        self._warming = asyncio.create_task(self._warm(), name="warm")
 
-    async def _warm(self) -> None:
-        """Have the usual checkpoint ready; whoever needs another loads that."""
-        try:
-            usual = await self._order.usual()
-            if usual is not None:
-                self.lives.rates.loaded(usual[0].name, await self.drawing.warm(*usual))
-                self.wake()
-        except AppError as error:
-            log.warning(error.message, action="warm_failed", code=error.code)
+    def loaded(self, model: str, seconds: float) -> None:
+        """A checkpoint was made ready before anybody asked for it."""
+        self.lives.rates.loaded(model, seconds)
+        self.wake()
 
     async def close(self) -> None:
         """Stop everything; call :meth:`drain` before, else running jobs wait for their leases to run out."""
         self.draining = True
-        if self._warming is not None:
-            self._warming.cancel()
-            await asyncio.gather(self._warming, return_exceptions=True)
         for claimed in list(self.lives.running.values()):
             if claimed.task is not None:
                 claimed.task.cancel()
