@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check lint types format chaos bench-pipeline servers lock clean
+.PHONY: help venv demo up test check lint types format chaos bench-pipeline bench-engine servers lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ chaos: venv  ## kill everything at random while 1,000 tasks run, and check that 
 
 bench-pipeline: venv  ## the service against the plain recipe, into benchmarks/results/pipeline.json (ARGS="--quick")
 	@$(PYTHON) -m benchmarks.pipeline $(ARGS)
+
+bench-engine: venv  ## what the engine adds to its forwards, into benchmarks/results/engine.json (ARGS="--quick")
+	@$(PYTHON) -m benchmarks.engine $(ARGS)
 
 servers: venv  ## run Kafka, MariaDB and S3 on loopback and print the environment that points at them
 	@$(PYTHON) -m tests.servers up

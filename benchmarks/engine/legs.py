@@ -11,19 +11,21 @@ from collections.abc import Callable, Mapping
 WARM_UP = 2
 
 
-def interleaved(legs: Mapping[str, Callable[[], object]], rounds: int, seed: int = 0) -> dict[str, list[float]]:
+def interleaved(
+    legs: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = WARM_UP
+) -> dict[str, list[float]]:
     """Seconds of each leg by round. The collector rests meanwhile: a pause of it would hit any leg."""
-    order, chance = list(legs), random.Random(seed)
+    order, chance = list(legs), random.Random(0)
     taken: dict[str, list[float]] = {name: [] for name in legs}
     gc.collect()
     gc.disable()
     try:
-        for number in range(rounds + WARM_UP):
+        for number in range(rounds + warm_up):
             chance.shuffle(order)
             for name in order:
                 began = time.perf_counter()
                 legs[name]()
-                if number >= WARM_UP:
+                if number >= warm_up:
                     taken[name].append(time.perf_counter() - began)
     finally:
         gc.enable()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import queue
 import signal
 import sys
@@ -70,7 +71,8 @@ class Child:
     def _send(self, message: object) -> None:
         try:
             with self._lock:
-                self._connection.send(message)
+                # Plain pickling: once torch is imported, a pipe's own passes tensors by descriptors that need a fork.
+                self._connection.send_bytes(pickle.dumps(message))
         except OSError:
             os._exit(0)  # nobody is left to work for
 
