@@ -44,6 +44,7 @@ class Fallback(BaseModel):
     steps: int
     guidance: float
     sampler: str
+    clip_skip: int = 1
     notes: tuple[str, ...] = ()
 
 
@@ -80,6 +81,7 @@ class GenerationParams(BaseModel):
     steps: int
     guidance: float
     sampler: str
+    clip_skip: int = 1
     seed: int = Field(ge=0, le=MAX_SEED)
     n: int = Field(1, ge=1)
     notes: tuple[str, ...] = ()

@@ -79,6 +79,7 @@ def recipe_body(params: GenerationParams, index: int) -> dict[str, Any]:
         "steps": params.steps,
         "cfg_scale": params.guidance,
         "sampler": params.sampler,
+        "clip_skip": params.clip_skip,
         "seed": image_seed(params, index),
         "negative_text": params.negative_prompt,
         "batch_size": 1,
@@ -170,6 +171,8 @@ def infotext(recipe: Mapping[str, Any]) -> str:
         "CFG scale": f"{params['cfg_scale']:g}",
         "Seed": str(params["seed"]),
         "Size": origin["drawn_at"],
+        # Other tools take an absent one for 1.
+        "Clip skip": "" if params.get("clip_skip", 1) == 1 else str(params["clip_skip"]),
         "Model hash": digest[:10],
         "Model": params["model"],
     }

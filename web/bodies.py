@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from streamapp.errors import InvalidRequest
 from streamapp.generation import MAX_SEED, LoraRef, Size
 from streamapp.models.sizes import MAX_DELIVERED, MIN_DELIVERED, parse_size
-from streamapp.submit import Guidance, Steps, Submission
+from streamapp.submit import ClipSkip, Guidance, Steps, Submission
 
 #: What other services call a field of ours.
 SYNONYMS = {
@@ -33,7 +33,6 @@ SYNONYMS = {
 #: Asked for by users and on the way; refused until they do something.
 PLANNED = frozenset(
     [
-        "clip_skip",
         "controlnet",
         "hires_fix",
         "image_url",
@@ -93,6 +92,9 @@ class Params(BaseModel):
     steps: Annotated[Steps, Number] | None = Field(None, description="Denoising steps.")
     cfg_scale: Annotated[Guidance, Number] | None = Field(None, description="How strictly the text is followed.")
     sampler: str | None = Field(None, max_length=100, examples=["DPM++ 2M"])
+    clip_skip: Annotated[ClipSkip, Number] | None = Field(
+        None, description="Read prompts from this layer of the text encoder, 1 the last, as A1111 counts."
+    )
     seed: Annotated[int, Number, Field(ge=-1, le=MAX_SEED)] | None = Field(
         None, description="Picture i uses seed + i. -1, or nothing, draws one."
     )
@@ -179,6 +181,7 @@ def submission(body: Generate, request: Mapping[str, Any], *, key: str | None, t
         steps=params.steps,
         guidance=params.cfg_scale,
         sampler=params.sampler,
+        clip_skip=params.clip_skip,
         seed=None if params.seed == -1 else params.seed,
         negative=params.negative_text,
         n=params.batch_size,

@@ -72,6 +72,7 @@ class Pixels(click.ParamType):
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps.")
 @click.option("--guidance", "cfg_scale", type=float, help="How strictly the prompt is followed.")
 @click.option("--sampler", help="Sampler by its name.")
+@click.option("--clip-skip", type=click.IntRange(1), help="Layer of the text encoder that prompts are read from.")
 @click.option("--seed", type=click.IntRange(0), help="Start of the random numbers; the same seed, the same picture.")
 @click.option("--n", "batch_size", type=click.IntRange(1), help="How many pictures.")
 @click.option("--negative", "negative_text", help="What the pictures should not show.")

@@ -45,6 +45,8 @@ POCKET = ModelRow(
         # 2 to 3 is best; from 5 on the ground gets dirty.
         "guidance": 3.0,
         "sampler": "DDIM",
+        # Its text encoder has two layers.
+        "clip_skips": 2,
         "prompt_tokens": 32,
     },
 )

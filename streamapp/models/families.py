@@ -24,6 +24,8 @@ class Traits:
         size_step: sides are multiples of this, pixels.
         latent_factor: pixels per latent along a side.
         steps, guidance, sampler: the defaults of a request that leaves them open.
+        clip_skip: from which of the text encoder's last layers prompts are read, 1 the last, as A1111 counts.
+        clip_skips: how many layers that choice has.
         prompt_tokens: length of one text window, begin and end tokens included.
     """
 
@@ -36,6 +38,8 @@ class Traits:
     steps: int = 20
     guidance: float = 7.0
     sampler: str = "DPM++ 2M"
+    clip_skip: int = 1
+    clip_skips: int = 12
     prompt_tokens: int = 77
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from streamapp.db import LoraRow, ModelRow, NewTask, TaskRow
 from streamapp.engine.errors import EngineError
-from streamapp.engine.job import MAX_GUIDANCE, MAX_STEPS
+from streamapp.engine.job import MAX_CLIP_SKIP, MAX_GUIDANCE, MAX_STEPS
 from streamapp.engine.names import sampler_name
 from streamapp.errors import InvalidRequest, Overloaded, TooLarge
 from streamapp.generation import MAX_SEED, GenerationParams, LoraRef, Priority, Size
@@ -28,7 +28,7 @@ from streamapp.models.words import vocabulary_note
 from streamapp.recipe import check_provenance
 from streamapp.scheduling.cost import estimate
 from streamapp.settings import Settings
-from streamapp.submit.fallback import with_fallback
+from streamapp.submit.fallback import clip_skip_of, with_fallback
 from streamapp.submit.weights import find_loras, find_model
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Guidance = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
+ClipSkip = Annotated[int, Field(ge=1, le=MAX_CLIP_SKIP)]
 #: Ids, sizes and times that the message holds beside the parameters, in bytes.
 ENVELOPE = 1024
 #: The outbox of this process has this long to deliver a new row before the sweeper does, in milliseconds.
@@ -61,6 +62,7 @@ class Submission(BaseModel):
     steps: Steps | None = None
     guidance: Guidance | None = None
     sampler: str | None = None
+    clip_skip: ClipSkip | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     negative: str | None = None
     n: int = Field(1, ge=1)
@@ -196,6 +198,7 @@ def _resolve(asked: Submission, model: ModelRow, loras: Sequence[LoraRow]) -> Ge
         steps=traits.steps if asked.steps is None else asked.steps,
         guidance=traits.guidance if asked.guidance is None else asked.guidance,
         sampler=_sampler(traits.sampler if asked.sampler is None else asked.sampler),
+        clip_skip=clip_skip_of(asked.clip_skip, traits, model.name),
         seed=secrets.randbelow(MAX_SEED - asked.n + 2) if asked.seed is None else asked.seed,
         n=asked.n,
         notes=(*size.notes, *([words] if words else [])),

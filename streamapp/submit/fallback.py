@@ -10,7 +10,7 @@ from streamapp.engine.names import sampler_name
 from streamapp.errors import InvalidRequest
 from streamapp.generation import Fallback, GenerationParams
 from streamapp.models import sizes
-from streamapp.models.families import traits_of
+from streamapp.models.families import Traits, traits_of
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 
@@ -73,5 +73,19 @@ def resolve(asked: Submission, params: GenerationParams, row: ModelRow, loras: S
         steps=traits.steps if asked.steps is None else params.steps,
         guidance=traits.guidance if asked.guidance is None else params.guidance,
         sampler=sampler_name(traits.sampler) if asked.sampler is None else params.sampler,
+        clip_skip=clip_skip_of(asked.clip_skip, traits, row.name),
         notes=size.notes,
     )
+
+
+def clip_skip_of(asked: int | None, traits: Traits, model: str) -> int:
+    """The clip skip to draw with: what was asked for, where the model's text encoder has it.
+
+    Raises:
+        InvalidRequest: the encoder has fewer layers.
+    """
+    if asked is None:
+        return traits.clip_skip
+    if asked > traits.clip_skips:
+        raise InvalidRequest(f"clip_skip is {asked}, {model} takes 1 to {traits.clip_skips}", field="clip_skip")
+    return asked

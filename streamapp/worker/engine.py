@@ -233,6 +233,7 @@ def engine_job(order: Order) -> Job:
         sampler=params.sampler,
         seed=params.seed,
         num_images=params.n,
+        clip_skip=params.clip_skip,
         loras=tuple(adapters((lora.name, weight) for lora, _, weight in order.loras)),
         output="rgb",
     )

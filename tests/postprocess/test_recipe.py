@@ -23,6 +23,7 @@ def test_the_body_asks_for_this_one_picture() -> None:
             "steps": 20,
             "cfg_scale": 3.0,
             "sampler": "DDIM",
+            "clip_skip": 1,
             "seed": 1235,
             "negative_text": "blurry, text",
             "batch_size": 1,

@@ -9,6 +9,7 @@ import pytest
 
 from streamapp.db import LoraRow, State, census
 from streamapp.errors import Unavailable
+from streamapp.recipe import recipe_body
 from tests.web.conftest import Api, Broken, Serve
 
 
@@ -36,17 +37,24 @@ async def test_an_accepted_task_says_where_it_is_and_what_will_be_drawn(api: Api
 async def test_every_field_reaches_the_row(api: Api) -> None:
     params = {
         "width": 128, "height": 112, "style": "watercolor", "steps": 12, "cfg_scale": 2.5, "sampler": "Euler a",
-        "seed": 42, "negative_text": "blurry", "batch_size": 3, "model": "pocket",
+        "seed": 42, "negative_text": "blurry", "batch_size": 3, "model": "pocket", "clip_skip": 2,
     }  # fmt: skip
     body = {"text": "可爱的熊猫", "params": params, "priority": "P1", "callback_url": "https://example.com/done"}
     row = await api.runtime.tasks.get((await api.generate(body)).data["task_id"])
     assert row is not None
     drawn = row.params
     assert (str(drawn.delivered), drawn.style, drawn.steps, drawn.guidance) == ("128x112", "watercolor", 12, 2.5)
+    assert (drawn.clip_skip, recipe_body(drawn, 0)["params"]["clip_skip"]) == (2, 2)
     assert (drawn.sampler, drawn.seed, drawn.negative_prompt, drawn.n) == ("Euler a", 42, "blurry", 3)
     assert (row.priority, row.callback_url, row.request) == (1, "https://example.com/done", body)
     assert drawn.text == "可爱的熊猫"
     assert drawn.prompt.startswith("可爱的熊猫,")
+
+
+async def test_a_layer_that_the_text_encoder_lacks_is_refused_at_once(api: Api) -> None:
+    refused = await api.generate({"text": "a cat", "params": {"clip_skip": 3}})
+    assert (refused.status, refused.json["field"]) == (400, "clip_skip")
+    assert refused.json["message"] == "clip_skip is 3, pocket takes 1 to 2"
 
 
 async def test_the_recipe_of_a_task_can_be_submitted_again(api: Api) -> None:
