@@ -121,9 +121,9 @@ async def open_runtime(app: StreamApp) -> Runtime:
     fetches = Fetches(settings, registry, cache, changed=shelf.forget, shared=shared)
     worker, preparing = None, None
     if app.role != "web":
-        worker, preparing = _open_work(app, claims, registry, storage, clock, bring, fetches)
-    status = _open_status(app, worker, clock)
-    outbox = open_outbox(app, tasks=tasks, delivery=delivery, admin=admin)
+        worker, preparing = _open_work(
+            app, claims=claims, registry=registry, storage=storage, clock=clock, bring=bring, fetches=fetches
+        )
     return Runtime(
         settings=settings,
         role=app.role,
@@ -141,8 +141,8 @@ async def open_runtime(app: StreamApp) -> Runtime:
         storage=storage,
         admin=admin,
         clock=clock,
-        outbox=outbox,
-        status=status,
+        outbox=open_outbox(app, tasks=tasks, delivery=delivery, admin=admin),
+        status=_open_status(app, worker, clock),
         worker=worker,
         preparing=preparing,
     )
@@ -208,6 +208,7 @@ async def _bring(settings: Settings, cache: DiskCache, shared: SharedWeights, ro
 
 def _open_work(
     app: StreamApp,
+    *,
     claims: Claims,
     registry: Registry,
     storage: Storage,
