@@ -137,6 +137,8 @@ class _Layer:
         self._up = weight.new_zeros(0, 0, self._out)
         self._ranks: list[int] = []
         self._factors: tuple[torch.Tensor, torch.Tensor] | None = None
+        #: Ranks of the rows for which the factors below were cut from the buffers.
+        self._seen: tuple[int, ...] = ()
         self._rest: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self._conv = module if isinstance(module, nn.Conv2d) else None
         module.register_forward_hook(self._add if self._conv is None else self._add_conv)
@@ -174,6 +176,7 @@ class _Layer:
         if rows <= held_rows and (padded == held or held // 2 < padded < held):
             return
         same, fits = min(rows, held_rows), min(padded, held)
+        self._seen = ()
         for name in ("_down", "_up"):
             old: torch.Tensor = getattr(self, name)
             new = old.new_zeros(max(rows, held_rows), padded, old.shape[2])
@@ -183,19 +186,21 @@ class _Layer:
 
     def _view(self, rows: int) -> None:
         """What the hook multiplies with; nothing when no row has an adapter here."""
-        if not any(self._ranks[:rows]):
-            self._factors = None
+        ranks = tuple(self._ranks[:rows])
+        if ranks == self._seen:
+            return
+        self._seen, self._rest, self._factors = ranks, [], None
+        if not any(ranks):
             return
         down, up = self._down[:rows], self._up[:rows]
-        if self._conv is None:
-            ranks = self._ranks[:rows]
-            shared = _shared(tuple(ranks))
-            self._factors = down[:, :shared].transpose(1, 2), up[:, :shared]
-            self._rest = [
-                (row, down[row, shared:rank].T, up[row, shared:rank]) for row, rank in enumerate(ranks) if rank > shared
-            ]
-        else:
+        if self._conv is not None:
             self._factors = down.reshape(-1, *self._kernel), up.transpose(1, 2)
+            return
+        shared = _shared(ranks)
+        self._factors = down[:, :shared].transpose(1, 2), up[:, :shared]
+        self._rest = [
+            (row, down[row, shared:rank].T, up[row, shared:rank]) for row, rank in enumerate(ranks) if rank > shared
+        ]
 
     def _add(self, _: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         """Add each row's product to a linear layer's fresh output ``(B, ..., out)``, in place."""
