@@ -243,7 +243,6 @@ class Batch:
         """The noise of every row, zeros where the solver takes none."""
         noise = torch.zeros_like(model)
         for row, sample in enumerate(self._samples):
-            drawn = sample.noise(sample.step)
-            if drawn is not None:
-                noise[row] = drawn
+            if sample.schedule.noise[sample.step] is not None:
+                noise[row] = sample.noise(sample.step)
         return noise
