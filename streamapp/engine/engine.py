@@ -265,14 +265,7 @@ class Engine:
     def _complete(self, job: Job) -> Checkpoint:
         """The checkpoint of a job whose weights are all here."""
         checkpoint = self._checkpoint(job.model)
-        missing = [lora.name for lora in job.loras if lora.name not in checkpoint.adapters]
-        if missing:
-            raise EngineError("unknown_lora", f"LoRA {missing[0]!r} is not loaded for {job.model!r}", field="loras")
-        missing = [control.model for control in job.controls if control.model not in self._controls]
-        if missing:
-            known = ", ".join(self._controls) or "none"
-            message = f"control {missing[0]!r} is not loaded; loaded: {known}"
-            raise EngineError("unknown_control", message, field="controls")
+        job.require(checkpoint.adapters, self._controls)
         return checkpoint
 
     def _identity(self, sample: Sample) -> dict[str, str]:

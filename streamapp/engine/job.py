@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -95,6 +95,20 @@ class Job:
         _within("clip_skip", self.clip_skip, 1, MAX_CLIP_SKIP)
         sampler_name(self.sampler)
         return replace(self, controls=_checked(self.controls)) if self.controls else self
+
+    def require(self, loras: Container[str], controls: Collection[str]) -> None:
+        """Refuse the job when a LoRA or ControlNet that it names is not loaded.
+
+        Raises:
+            EngineError: ``unknown_lora`` or ``unknown_control``.
+        """
+        for lora in self.loras:
+            if lora.name not in loras:
+                raise EngineError("unknown_lora", f"LoRA {lora.name!r} is not loaded for {self.model!r}", field="loras")
+        for control in self.controls:
+            if control.model not in controls:
+                message = f"control {control.model!r} is not loaded; loaded: {', '.join(controls) or 'none'}"
+                raise EngineError("unknown_control", message, field="controls")
 
 
 def _checked(controls: Sequence[Control]) -> tuple[Control, ...]:
