@@ -51,8 +51,9 @@ class Watch:
 def delay(folder: Path, submits: int) -> Figure:
     """P2. From a submit to the events of the tick before its first one, and what lies between the two ticks.
 
-    Three steps a sample keep a row free. Between ticks the child takes the encoding from the cache and draws
-    noise: that is the median from events to events of joined ticks without the median of the ticks alone, as the child says.
+    Three steps a sample keep a row free. Between ticks the child takes the encoding from the cache and draws noise.
+    That time is the median from events to events of joined ticks without the median of the ticks alone, as the child
+    says.
     """
     chance = random.Random(4)
     host = EngineProcess(max_batch_rows=ROWS, threads=1)
