@@ -55,13 +55,13 @@ def text_encoder(width: int, projection: int | None = None, layers: int = 3) -> 
         pad_token_id=VOCABULARY.index(END),
     )
     kind: Any = transformers.CLIPTextModel if projection is None else transformers.CLIPTextModelWithProjection
-    return _lively(kind(config))
+    return lively(kind(config))
 
 
 def unet(cross: int, **options: Any) -> Any:
     """A U-Net of two levels."""
     made: Any = diffusers.UNet2DConditionModel
-    return _lively(
+    return lively(
         made(
             sample_size=8,
             block_out_channels=(8, 16),
@@ -103,7 +103,7 @@ def sd(folder: Path, *, scheduler: dict[str, Any] | None = None, pad: str = END,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return _saved(made, folder)
+    return saved(made, folder)
 
 
 def sdxl(folder: Path, *, force_zeros: bool = True, scheduler: dict[str, Any] | None = None) -> Any:
@@ -131,7 +131,7 @@ def sdxl(folder: Path, *, force_zeros: bool = True, scheduler: dict[str, Any] | 
         force_zeros_for_empty_prompt=force_zeros,
         add_watermarker=False,
     )
-    return _saved(made, folder)
+    return saved(made, folder)
 
 
 def controlnet(folder: Path, unet: Any, seed: int) -> Any:
@@ -147,7 +147,7 @@ def controlnet(folder: Path, unet: Any, seed: int) -> Any:
     return kind.from_pretrained(folder, local_files_only=True)
 
 
-def _lively(module: Any) -> Any:
+def lively(module: Any) -> Any:
     """Random biases too: fresh ones are zero, and would hide a layer that is skipped."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -156,7 +156,7 @@ def _lively(module: Any) -> Any:
     return module
 
 
-def _saved(pipeline: Any, folder: Path) -> Any:
+def saved(pipeline: Any, folder: Path) -> Any:
     """The pipeline as a user would load it: its configurations then say the same as the folder's."""
     pipeline.save_pretrained(folder, safe_serialization=True)
     loaded = type(pipeline).from_pretrained(folder, local_files_only=True)
