@@ -21,10 +21,10 @@ from streamapp.engine.clip import ClipEncoder, Conditioning, Encodings, Wanted
 from streamapp.engine.decoding import decoded
 from streamapp.engine.digests import digest
 from streamapp.engine.errors import EngineError
-from streamapp.engine.events import Picture
 from streamapp.engine.families import Device
 from streamapp.engine.mixing import Mixer
 from streamapp.engine.noise import Noise
+from streamapp.engine.pictures import results
 from streamapp.engine.previews import Colours
 from streamapp.engine.sample import Sample
 from streamapp.engine.solver import Batch, schedule_for
@@ -190,30 +190,7 @@ class UNetCheckpoint:
     @torch.inference_mode()
     def decode(self, samples: Sequence[Sample]) -> list[Any]:
         """Latents to pictures; a sample that is not finite gives an error."""
-        results: list[Any] = []
-        for sample in samples:
-            if not torch.isfinite(sample.latents).all():
-                message = "the picture came out as not-a-number; try another seed, less guidance or more steps"
-                results.append(EngineError("not_finite", message))
-            elif sample.job.output == "latent":
-                results.append(sample.latents.clone())
-            else:
-                results.append(self._picture(sample))
-        return results
-
-    def _picture(self, sample: Sample) -> Any:
-        image = decoded(self._vae, sample.latents[None])[0]
-        pixels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
-        height, width = pixels.shape[:2]
-        info = {
-            "seed": sample.seed,
-            "sampler": sample.schedule.sampler,
-            "steps": sample.job.num_inference_steps,
-            "precision": str(self._unet.dtype).removeprefix("torch."),
-            "notes": sample.notes,
-        }
-        picture = Picture(width, height, pixels.tobytes(), info)
-        return picture.to_pil() if sample.job.output == "pil" else picture
+        return results(self._vae, samples, str(self._dtype).removeprefix("torch."))
 
     @torch.inference_mode()
     def previews(self, samples: Sequence[Sample]) -> list[Any]:

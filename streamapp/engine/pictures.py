@@ -1,0 +1,42 @@
+"""Finished samples as what their jobs asked for: a latent, raw RGB or a PIL image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from streamapp.engine.decoding import decoded
+from streamapp.engine.errors import EngineError
+from streamapp.engine.events import Picture
+from streamapp.engine.sample import Sample
+
+
+def results(vae: Any, samples: Sequence[Sample], precision: str) -> list[Any]:
+    """Per sample what its job's ``output`` names; a sample that is not finite gives an error (``not_finite``)."""
+    found: list[Any] = []
+    for sample in samples:
+        if not torch.isfinite(sample.latents).all():
+            message = "the picture came out as not-a-number; try another seed, less guidance or more steps"
+            found.append(EngineError("not_finite", message))
+        elif sample.job.output == "latent":
+            found.append(sample.latents.clone())
+        else:
+            picture = _picture(vae, sample, precision)
+            found.append(picture.to_pil() if sample.job.output == "pil" else picture)
+    return found
+
+
+def _picture(vae: Any, sample: Sample, precision: str) -> Picture:
+    image = decoded(vae, sample.latents[None])[0]
+    pixels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
+    height, width = pixels.shape[:2]
+    info = {
+        "seed": sample.seed,
+        "sampler": sample.schedule.sampler,
+        "steps": sample.job.num_inference_steps,
+        "precision": precision,
+        "notes": sample.notes,
+    }
+    return Picture(width, height, pixels.tobytes(), info)
