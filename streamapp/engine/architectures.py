@@ -6,7 +6,7 @@ Parameter counts are checked by the tests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,30 @@ UNET = "model.diffusion_model."
 
 
 @dataclass(frozen=True)
+class Text:
+    """A text encoder: its configuration, and where and how a single file keeps it.
+
+    Attributes:
+        prefix: what the names of its tensors begin with.
+        open_clip: whether it is in OpenCLIP's layout, not in that of transformers.
+        pools: whether its projection counts, for a pooled vector.
+    """
+
+    config: Mapping[str, Any]
+    prefix: str = "cond_stage_model."
+    open_clip: bool = False
+    pools: bool = False
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """Configurations of a checkpoint's components; ``open_clip`` says in which layout the text encoder is stored."""
+    """Configurations of a checkpoint's components, text encoders in the order in which their encodings are joined."""
 
     name: str
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
-    text: Mapping[str, Any]
+    texts: tuple[Text, ...]
     scheduler: Mapping[str, Any]
-    open_clip: bool = False
 
 
 #: Of Stable Diffusion 1 to XL; the last factor is what latents are multiplied by.
@@ -58,6 +73,17 @@ CLIP_H: Mapping[str, Any] = {
     "eos_token_id": 49407,
     "bos_token_id": 49406,
 }
+#: OpenCLIP's ViT-bigG, SDXL's second encoder.
+CLIP_G: Mapping[str, Any] = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+    "hidden_act": "gelu",
+    "eos_token_id": 49407,
+    "bos_token_id": 49406,
+}
 SCHEDULER: Mapping[str, Any] = {
     "_class_name": "PNDMScheduler",
     "beta_start": 0.00085,
@@ -75,7 +101,7 @@ SCHEDULER: Mapping[str, Any] = {
 def sd15(channels: int = 4) -> Architecture:
     """Stable Diffusion 1.x; nine input channels are its inpainting form."""
     unet = {"sample_size": 64, "in_channels": channels, "cross_attention_dim": 768, "attention_head_dim": 8}
-    return Architecture("sd15", unet, VAE, CLIP_L, SCHEDULER)
+    return Architecture("sd15", unet, VAE, (Text(CLIP_L),), SCHEDULER)
 
 
 def sd2(channels: int = 4) -> Architecture:
@@ -87,10 +113,43 @@ def sd2(channels: int = 4) -> Architecture:
         "attention_head_dim": [5, 10, 20, 20],
         "use_linear_projection": True,
     }
-    return Architecture("sd2", unet, VAE, CLIP_H, SCHEDULER, open_clip=True)
+    return Architecture("sd2", unet, VAE, (Text(CLIP_H, open_clip=True),), SCHEDULER)
 
 
-def architecture_of(shapes: Mapping[str, tuple[int, ...]], name: str) -> Architecture:
+def sdxl(channels: int = 4) -> Architecture:
+    """Stable Diffusion XL."""
+    unet = {
+        "sample_size": 128,
+        "in_channels": channels,
+        "block_out_channels": [320, 640, 1280],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        "transformer_layers_per_block": [1, 2, 10],
+        "cross_attention_dim": 2048,
+        "attention_head_dim": [5, 10, 20],
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    }
+    vae = {**VAE, "sample_size": 1024, "scaling_factor": 0.13025}
+    texts = (
+        Text(CLIP_L, prefix="conditioner.embedders.0."),
+        Text(CLIP_G, prefix="conditioner.embedders.1.", open_clip=True, pools=True),
+    )
+    scheduler = {**SCHEDULER, "_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
+    return Architecture("sdxl", unet, vae, texts, scheduler)
+
+
+#: By family, by the width of the text that the U-Net reads.
+WIDTHS: Mapping[str, Mapping[int, Callable[[int], Architecture]]] = {
+    "sd15": {768: sd15, 1024: sd2},
+    "sdxl": {2048: sdxl},
+}
+TITLES = {"sd15": "Stable Diffusion 1 or 2", "sdxl": "Stable Diffusion XL"}
+
+
+def architecture_of(shapes: Mapping[str, tuple[int, ...]], name: str, family: str = "sd15") -> Architecture:
     """The architecture of a file of the family, from the shapes of its tensors.
 
     Raises:
@@ -98,7 +157,7 @@ def architecture_of(shapes: Mapping[str, tuple[int, ...]], name: str) -> Archite
     """
     first = shapes.get(f"{UNET}input_blocks.0.0.weight")
     cross = shapes.get(f"{UNET}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight")
-    found = {768: sd15, 1024: sd2}.get(cross[-1]) if cross else None
+    found = WIDTHS[family].get(cross[-1]) if cross else None
     if first is None or found is None:
-        raise EngineError("load_failed", f"{name} holds no Stable Diffusion 1 or 2 U-Net")
+        raise EngineError("load_failed", f"{name} holds no {TITLES[family]} U-Net")
     return found(first[1])

@@ -14,22 +14,22 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from streamapp.engine.architectures import Architecture, architecture_of
+from streamapp.engine.architectures import Architecture, Text, architecture_of
 from streamapp.engine.clip_vocabulary import clip_tokenizer
 from streamapp.engine.errors import EngineError
 
 VAE = "first_stage_model."
-TEXT = "cond_stage_model."
+#: Keys of weights that are stored in fewer bits with scales beside them: cast as they are, they would draw noise.
+SCALED = ("scale_weight", "weight_scale", "scaled_fp8", ".absmax", "bitsandbytes__nf4", "bitsandbytes__fp4")
 #: Names of missing parameters that a message lists.
 NAMED = 5
 
 
 @dataclass(frozen=True)
 class Components:
-    """A checkpoint's parts, as a diffusers folder would give them."""
+    """A checkpoint's parts, as a diffusers folder would give them; ``texts`` are pairs of tokenizer and encoder."""
 
-    tokenizer: Any
-    text: Any
+    texts: tuple[tuple[Any, Any], ...]
     unet: Any
     vae: Any
     scheduler: dict[str, Any]
@@ -38,11 +38,12 @@ class Components:
 def read_single_file(
     path: Path,
     dtype: torch.dtype,
+    family: str = "sd15",
     *,
     architecture: Architecture | None = None,
-    tokenizer: Callable[[], Any] | None = None,
+    tokenizer: Callable[[Text], Any] | None = None,
 ) -> Components:
-    """The components of a Stable Diffusion 1 or 2 file; the VAE in float32, the others in ``dtype``.
+    """The components of a file of a family with a U-Net; the VAE in float32, the others in ``dtype``.
 
     Raises:
         EngineError: ``load_failed`` naming what is missing or of a wrong shape.
@@ -55,23 +56,31 @@ def read_single_file(
     convert: Any = single_file_utils
     state = read_tensors(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    parts = architecture or architecture_of(shapes, path.name)
-    for prefix, what in ((VAE, "VAE"), (TEXT, "text encoder")):
+    if scaled := next((name for name in state if name.endswith(SCALED)), None):
+        raise EngineError(
+            "load_failed", f"{path.name} is stored in fewer bits ({scaled}): take its fp16 or plain fp8 file"
+        )
+    parts = architecture or architecture_of(shapes, path.name, family)
+    encoders = [(text.prefix, f"text encoder ({text.prefix}…)") for text in parts.texts]
+    for prefix, what in ((VAE, "VAE"), *encoders):
         if not any(name.startswith(prefix) for name in state):
             raise EngineError("load_failed", f"{path.name} has no {what}: it holds a part of a checkpoint only")
     with torch.device("meta"):
         unet: Any = models.UNet2DConditionModel(**parts.unet)
         vae: Any = models.AutoencoderKL(**parts.vae)
-    fill(unet, convert.convert_ldm_unet_checkpoint(state, dict(unet.config)), dtype, f"{path.name}: U-Net")
-    fill(vae, convert.convert_ldm_vae_checkpoint(state, dict(vae.config)), torch.float32, f"{path.name}: VAE")
-    text = _text(parts, state, dtype, path.name)
-    words = tokenizer() if tokenizer is not None else tokenizer_of(parts)
-    return Components(words, text, unet, vae, {**parts.scheduler, **_prediction(state)})
+    words = tokenizer or tokenizer_of
+    try:
+        fill(unet, convert.convert_ldm_unet_checkpoint(state, dict(unet.config)), dtype, f"{path.name}: U-Net")
+        fill(vae, convert.convert_ldm_vae_checkpoint(state, dict(vae.config)), torch.float32, f"{path.name}: VAE")
+        texts = tuple((words(text), _text(text, state, dtype, path.name)) for text in parts.texts)
+    except KeyError as error:  # what a converter looks for by name
+        raise EngineError("load_failed", f"{path.name} lacks {error.args[0]}") from error
+    return Components(texts, unet, vae, {**parts.scheduler, **_prediction(state)})
 
 
-def tokenizer_of(architecture: Architecture) -> Any:
-    """CLIP's tokenizer; for OpenCLIP, Stable Diffusion 2's encoder, it pads with ``!``, whose token is 0."""
-    return clip_tokenizer("!") if architecture.open_clip else clip_tokenizer()
+def tokenizer_of(text: Text) -> Any:
+    """CLIP's tokenizer; for OpenCLIP's encoders it pads with ``!``, whose token is 0."""
+    return clip_tokenizer("!") if text.open_clip else clip_tokenizer()
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -83,20 +92,23 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise EngineError("load_failed", f"{path.name}: {error}") from error
 
 
-def _text(parts: Architecture, state: Mapping[str, torch.Tensor], dtype: torch.dtype, name: str) -> Any:
+def _text(part: Text, state: Mapping[str, torch.Tensor], dtype: torch.dtype, name: str) -> Any:
+    import transformers
     from diffusers.loaders import single_file_utils
-    from transformers import CLIPTextConfig, CLIPTextModel
 
     convert: Any = single_file_utils
-    config: Any = CLIPTextConfig(**parts.text)
+    kind: Any = transformers.CLIPTextModelWithProjection if part.pools else transformers.CLIPTextModel
+    settings: Any = transformers.CLIPTextConfig
+    config = settings(**part.config)
+    own = {key: tensor for key, tensor in state.items() if key.startswith(part.prefix)}
     with torch.device("meta"):
-        text: Any = CLIPTextModel(config)
-    if parts.open_clip:
-        converted = convert.convert_open_clip_checkpoint(text, state)
+        text: Any = kind(config)
+    if part.open_clip:
+        converted = convert.convert_open_clip_checkpoint(text, own, prefix=f"{part.prefix}model.")
     else:
-        converted = convert.convert_ldm_clip_checkpoint(state)
-    # A table of 0, 1, 2 … that older files keep as a parameter, and the projection that pictures are compared by.
-    for extra in ("text_model.embeddings.position_ids", "text_projection.weight"):
+        converted = convert.convert_ldm_clip_checkpoint(own)
+    # A table of 0, 1, 2 … that older files keep as a parameter, and a projection that only pictures are compared by.
+    for extra in ("text_model.embeddings.position_ids", *(() if part.pools else ("text_projection.weight",))):
         converted.pop(extra, None)
     fill(text, converted, dtype, f"{name}: text encoder")
     embeddings = text.text_model.embeddings

@@ -23,6 +23,8 @@ RESNET = {
     "conv_shortcut": "skip_connection",
 }
 UNET_ENDS = {
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
     "conv_in": "input_blocks.0.0",
@@ -44,10 +46,50 @@ def write_ldm(folder: Path, target: Path, **marks: torch.Tensor) -> Path:
         # Attention of the VAE is stored as 1x1 convolutions.
         square = ".mid.attn_1." in new and new.endswith(".weight") and tensor.ndim == 2
         vae[f"first_stage_model.{new}"] = tensor[:, :, None, None] if square else tensor
-    text = {f"cond_stage_model.transformer.{name}": tensor for name, tensor in weights["text_encoder"].items()}
+    second = folder / "text_encoder_2"
+    first = "conditioner.embedders.0" if second.is_dir() else "cond_stage_model"
+    text = {f"{first}.transformer.{name}": tensor for name, tensor in weights["text_encoder"].items()}
+    if second.is_dir():
+        found = open_clip(load_file(next(second.glob("*.safetensors"))))
+        text |= {f"conditioner.embedders.1.model.{name}": tensor for name, tensor in found.items()}
     whole = {name: tensor.contiguous().clone() for name, tensor in {**unet, **vae, **text, **marks}.items()}
     save_file(whole, target)
     return target
+
+
+#: OpenCLIP's names of what transformers calls otherwise.
+OPEN_CLIP = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm": "ln_final",
+    "text_model.encoder.layers": "transformer.resblocks",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn": "attn",
+}
+
+
+def open_clip(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A text encoder in OpenCLIP's layout: queries, keys and values in one matrix, the projection transposed."""
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in weights.items():
+        if name == "text_projection.weight":
+            found["text_projection"] = tensor.T
+            continue
+        new = name
+        for theirs, ours in OPEN_CLIP.items():
+            new = new.replace(theirs, ours)
+        module, _, leaf = new.rpartition(".")
+        if module.endswith(("k_proj", "v_proj")):
+            continue
+        if module.endswith("q_proj"):
+            three = [weights[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
+            found[f"{module.removesuffix('q_proj')}in_proj_{leaf}"] = torch.cat(three)
+        else:
+            found[new] = tensor
+    return found
 
 
 def unet_name(name: str, config: Mapping[str, Any]) -> str:

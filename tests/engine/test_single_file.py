@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from streamapp.engine import architectures
-from streamapp.engine.architectures import Architecture, architecture_of
+from streamapp.engine.architectures import Architecture, Text, architecture_of
 from streamapp.engine.clip_vocabulary import clip_tokenizer
 from streamapp.engine.engine import Engine
 from streamapp.engine.errors import EngineError
@@ -48,7 +48,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def small() -> Architecture:
     """The architecture of the model that ships, which no published file has."""
     scheduler = orjson.loads((POCKET / "scheduler" / "scheduler_config.json").read_bytes())
-    return Architecture("pocket", read("unet"), read("vae"), read("text_encoder"), scheduler)
+    return Architecture("pocket", read("unet"), read("vae"), (Text(read("text_encoder")),), scheduler)
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +63,15 @@ def same(one: Any, other: Any) -> None:
 
 
 def test_a_file_and_a_folder_give_the_same_components(file: Path, small: Architecture) -> None:
-    from_file = read_single_file(file, torch.float32, architecture=small, tokenizer=lambda: None)
+    from_file = read_single_file(file, torch.float32, architecture=small, tokenizer=lambda _: None)
     from_folder = read_folder(POCKET, torch.float32, {"text_encoder": "tokenizer"})
     ((_, text),) = from_folder.texts
-    for ours, theirs in ((from_file.unet, from_folder.unet), (from_file.vae, from_folder.vae), (from_file.text, text)):
+    ((_, ours_text),) = from_file.texts
+    for ours, theirs in ((from_file.unet, from_folder.unet), (from_file.vae, from_folder.vae), (ours_text, text)):
         same(ours, theirs)
     assert from_file.scheduler == from_folder.scheduler
     ids = torch.tensor([[1, 2, 3]])
-    assert torch.equal(from_file.text(ids).last_hidden_state, text(ids).last_hidden_state)
+    assert torch.equal(ours_text(ids).last_hidden_state, text(ids).last_hidden_state)
 
 
 def test_a_picture_from_a_file_is_the_picture_from_the_folder(
@@ -80,7 +81,7 @@ def test_a_picture_from_a_file_is_the_picture_from_the_folder(
 
     def read_small(path: Path, dtype: torch.dtype) -> Components:
         tokenizer = CLIPTokenizer.from_pretrained(POCKET / "tokenizer", local_files_only=True)
-        return read_single_file(path, dtype, architecture=small, tokenizer=lambda: tokenizer)
+        return read_single_file(path, dtype, architecture=small, tokenizer=lambda _: tokenizer)
 
     monkeypatch.setattr(sd15, "read_single_file", read_small)
     engine = Engine()
@@ -97,7 +98,7 @@ def test_every_parameter_comes_from_the_file(file: Path, small: Architecture, tm
         path = tmp_path / "part.safetensors"
         save_file({name: tensor for name, tensor in state.items() if name != missing}, path)
         with pytest.raises(EngineError, match="lacks ") as caught:
-            read_single_file(path, torch.float32, architecture=small, tokenizer=lambda: None)
+            read_single_file(path, torch.float32, architecture=small, tokenizer=lambda _: None)
         assert caught.value.code == "load_failed"
 
 
@@ -108,7 +109,7 @@ def test_a_file_without_a_component_says_which(
     path = tmp_path / "part.safetensors"
     save_file({name: tensor for name, tensor in load_file(file).items() if not name.startswith(prefix)}, path)
     with pytest.raises(EngineError, match=f"has no {what}"):
-        read_single_file(path, torch.float32, architecture=small, tokenizer=lambda: None)
+        read_single_file(path, torch.float32, architecture=small, tokenizer=lambda _: None)
 
 
 def test_a_parameter_of_another_shape_is_named(file: Path, small: Architecture, tmp_path: Path) -> None:
@@ -117,12 +118,12 @@ def test_a_parameter_of_another_shape_is_named(file: Path, small: Architecture, 
     path = tmp_path / "part.safetensors"
     save_file({**state, name: torch.zeros(9)}, path)
     with pytest.raises(EngineError, match=r"another shape of conv_out\.bias"):
-        read_single_file(path, torch.float32, architecture=small, tokenizer=lambda: None)
+        read_single_file(path, torch.float32, architecture=small, tokenizer=lambda _: None)
 
 
 def test_the_marks_of_v_prediction_models_are_read(small: Architecture, tmp_path: Path) -> None:
     path = write_ldm(POCKET, tmp_path / "v.safetensors", v_pred=torch.zeros(0), ztsnr=torch.zeros(0))
-    read = read_single_file(path, torch.float32, architecture=small, tokenizer=lambda: None)
+    read = read_single_file(path, torch.float32, architecture=small, tokenizer=lambda _: None)
     assert read.scheduler["prediction_type"] == "v_prediction"
     assert read.scheduler["rescale_betas_zero_snr"] is True
 
@@ -138,28 +139,36 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 #: Published counts, see https://huggingface.co/stable-diffusion-v1-5 and stabilityai/stable-diffusion-2-1.
-COUNTS = {"sd15": (859_520_964, 83_653_863, 123_060_480), "sd2": (865_910_724, 83_653_863, 340_387_840)}
+COUNTS = {
+    "sd15": (859_520_964, 83_653_863, 123_060_480),
+    "sd2": (865_910_724, 83_653_863, 340_387_840),
+    "sdxl": (2_567_463_684, 83_653_863, 123_060_480, 694_659_840),
+}
 
 
 @pytest.mark.parametrize("name", list(COUNTS))
 def test_published_architectures_have_the_published_size(name: str) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     parts = getattr(architectures, name)()
     unet_class: Any = UNet2DConditionModel
     vae_class: Any = AutoencoderKL
-    config: Any = CLIPTextConfig(**parts.text)
+    settings: Any = CLIPTextConfig
     with torch.device("meta"):
-        modules: list[Any] = [unet_class(**parts.unet), vae_class(**parts.vae), CLIPTextModel(config)]
+        modules: list[Any] = [unet_class(**parts.unet), vae_class(**parts.vae)]
+        for text in parts.texts:
+            kind: Any = CLIPTextModelWithProjection if text.pools else CLIPTextModel
+            modules.append(kind(settings(**text.config)))
     assert tuple(sum(p.numel() for p in module.parameters()) for module in modules) == COUNTS[name]
     unet = modules[0].state_dict()
     cross = unet["down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"].shape
+    family = "sdxl" if name == "sdxl" else "sd15"
     shapes = {
         f"{architectures.UNET}input_blocks.0.0.weight": tuple(unet["conv_in.weight"].shape),
         f"{architectures.UNET}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": tuple(cross),
     }
-    assert architecture_of(shapes, "file") == parts
+    assert architecture_of(shapes, "file", family) == parts
 
 
 def test_the_vocabulary_is_clips_own() -> None:
@@ -185,5 +194,5 @@ def test_a_missing_vocabulary_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("architecture", "padding"), [(architectures.sd15(), 49407), (architectures.sd2(), 0)])
 def test_prompts_are_padded_as_the_encoder_was_trained(architecture: Architecture, padding: int) -> None:
-    ids = tokenizer_of(architecture)("", padding="max_length").input_ids
+    ids = tokenizer_of(architecture.texts[0])("", padding="max_length").input_ids
     assert ids == [49406, 49407, *[padding] * 75]

@@ -20,6 +20,8 @@ from streamapp.engine.single_file import read_single_file
 from streamapp.engine.unet import UNetCheckpoint
 from streamapp.engine.variants import scheduler_of
 
+TEXTS = {"text_encoder": "tokenizer"}
+
 
 def load(path: Path, device: Device, options: Mapping[str, Any]) -> StableDiffusion1:
     """Load a diffusers folder or a single safetensors file in the published layout, without any network.
@@ -29,15 +31,11 @@ def load(path: Path, device: Device, options: Mapping[str, Any]) -> StableDiffus
     """
     torch.set_num_threads(device.threads)
     dtype = getattr(torch, device.dtype)
-    if path.is_file():
-        parts = read_single_file(path, dtype)
-        tokenizer, text, unet, vae, scheduler = parts.tokenizer, parts.text, parts.unet, parts.vae, parts.scheduler
-    else:
-        folder = read_folder(path, dtype, {"text_encoder": "tokenizer"})
-        (tokenizer, text), *_ = folder.texts
-        unet, vae, scheduler = folder.unet, folder.vae, folder.scheduler
+    parts = read_single_file(path, dtype) if path.is_file() else read_folder(path, dtype, TEXTS)
+    ((tokenizer, text),) = parts.texts
     encoder = ClipEncoder("text_encoder", tokenizer, text)
-    checkpoint = StableDiffusion1(device, [encoder], unet, vae, scheduler_of(scheduler, options.get("variant")))
+    scheduler = scheduler_of(parts.scheduler, options.get("variant"))
+    checkpoint = StableDiffusion1(device, [encoder], parts.unet, parts.vae, scheduler)
     checkpoint.controls = options.get("controls", {})
     return checkpoint
 

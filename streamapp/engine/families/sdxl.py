@@ -15,10 +15,10 @@ import torch
 
 from streamapp.engine.adapters import Combination
 from streamapp.engine.clip import ClipEncoder, Conditioning
-from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
-from streamapp.engine.folder import read_folder
+from streamapp.engine.folder import Folder, read_folder
 from streamapp.engine.sample import Sample
+from streamapp.engine.single_file import read_single_file
 from streamapp.engine.unet import UNetCheckpoint
 from streamapp.engine.variants import scheduler_of
 
@@ -26,24 +26,24 @@ TEXTS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
 def load(path: Path, device: Device, options: Mapping[str, Any]) -> StableDiffusionXL:
-    """Load a diffusers folder, without any network.
+    """Load a diffusers folder or a single safetensors file in the published layout, without any network.
 
     Raises:
         EngineError: ``load_failed`` with what is missing or unreadable.
     """
-    if path.is_file():
-        raise EngineError("load_failed", f"{path.name}: SDXL is read from a diffusers folder, not yet from one file")
     torch.set_num_threads(device.threads)
-    folder = read_folder(path, getattr(torch, device.dtype), TEXTS)
+    dtype = getattr(torch, device.dtype)
+    parts = read_single_file(path, dtype, "sdxl") if path.is_file() else read_folder(path, dtype, TEXTS)
     # SDXL was trained on the state before the last layer of both encoders, without the last normalisation.
     encoders = [
         ClipEncoder(part, tokenizer, text, layer=2, norm=False)
-        for part, (tokenizer, text) in zip(TEXTS, folder.texts, strict=True)
+        for part, (tokenizer, text) in zip(TEXTS, parts.texts, strict=True)
     ]
-    scheduler = scheduler_of(folder.scheduler, options.get("variant"))
-    checkpoint = StableDiffusionXL(device, encoders, folder.unet, folder.vae, scheduler)
+    scheduler = scheduler_of(parts.scheduler, options.get("variant"))
+    checkpoint = StableDiffusionXL(device, encoders, parts.unet, parts.vae, scheduler)
     checkpoint.controls = options.get("controls", {})
-    checkpoint.zeros_for_absent = bool(folder.index.get("force_zeros_for_empty_prompt", True))
+    if isinstance(parts, Folder):  # a single file does not say; every published one wants them
+        checkpoint.zeros_for_absent = bool(parts.index.get("force_zeros_for_empty_prompt", True))
     return checkpoint
 
 
