@@ -20,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 import torch
 
-from benchmarks.engine import admission, mixed, models, resident, stock, ticks
+from benchmarks.engine import admission, caps, mixed, models, parking, resident, stock, ticks
 from benchmarks.engine.figures import METRICS, RESULTS, Figure, table, write
 
 Measure = Callable[[], list[Figure]]
@@ -37,12 +37,20 @@ def plan(folder: Path, pipeline: Any, quick: bool) -> dict[tuple[str, ...], Meas
 
     return {
         ("P1a",): lambda: whole(1, 1) if quick else whole(7, 3),
+        ("P1b",): lambda: [learned(1 if quick else 5)],
         ("P2",): lambda: [admission.delay(folder, 40 if quick else 400)],
+        ("P3",): lambda: [parking.parking(folder, 40 if quick else 400)],
         ("P4a", "P4b"): lambda: list(mixed.cost(unet, 3 if quick else 40)),
         ("P5",): lambda: [resident.activation(folder, unet, 6 if quick else 60)],
         ("P11",): lambda: [ticks.alone(folder, 3 if quick else 60)],
         ("P11b",): lambda: [ticks.share(folder, 40 if quick else 400)],
     }
+
+
+def learned(rounds: int) -> Figure:
+    """P1b."""
+    found = caps.p1b(rounds)
+    return Figure("P1b", [found["value"]], found["rounds"], found["legs"])
 
 
 def main() -> None:
