@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from streamapp.engine import controls
+from streamapp.engine import controls, inputs
 from streamapp.engine.adapters import Adapter, Combination, read_adapter
 from streamapp.engine.clip import ClipEncoder, Conditioning, Encodings, Wanted
 from streamapp.engine.decoding import decoded
@@ -49,11 +49,13 @@ class UNetCheckpoint:
     def __init__(
         self, device: Device, encoders: Sequence[ClipEncoder], unet: Any, vae: Any, scheduler: Mapping[str, Any]
     ) -> None:
-        if unet.config.in_channels != vae.config.latent_channels:
-            channels = unet.config.in_channels
+        latent, taken = vae.config.latent_channels, unet.config.in_channels
+        if taken not in {latent, 2 * latent + 1}:
             raise EngineError(
-                "load_failed", f"its U-Net takes {channels} channels: inpainting models are not drawn yet"
+                "load_failed", f"its U-Net takes {taken} channels; {latent} or {2 * latent + 1} are drawn"
             )
+        #: Whether it takes a mask and a masked picture beside the latents.
+        self._masked = taken != latent
         for module in (unet, vae, *(encoder.model for encoder in encoders)):
             module.to(device.name).eval().requires_grad_(False)
         self._device = device
@@ -92,7 +94,8 @@ class UNetCheckpoint:
             raise EngineError(
                 "invalid_job", f"{job.width}x{job.height}: sides must be multiples of {FACTOR} pixels", field="width"
             )
-        schedule_for(job.sampler, job.num_inference_steps, self._scheduler)
+        inputs.check(job, self._masked)
+        schedule_for(job.sampler, job.num_inference_steps, self._scheduler, inputs.first_step(job))
         controls.check(job, self.controls, self._unet.config)
         for encoder in self._encoders:
             encoder.check_skip(job.clip_skip)
@@ -109,12 +112,11 @@ class UNetCheckpoint:
         encoded = self._encodings.get({key for s in samples for key in self._wanted(s)}, self._encode)
         for sample in samples:
             job = sample.job
-            schedule = schedule_for(job.sampler, job.num_inference_steps, self._scheduler)
+            schedule = schedule_for(job.sampler, job.num_inference_steps, self._scheduler, inputs.first_step(job))
             generator = torch.Generator("cpu").manual_seed(sample.seed)
             shape = (self._vae.config.latent_channels, job.height // FACTOR, job.width // FACTOR)
-            noise = torch.randn((1, *shape), generator=generator)[0]
             sample.schedule, sample.steps = schedule, len(schedule.timesteps)
-            sample.latents = (noise * schedule.initial).to(self._device.name)
+            sample.latents = inputs.begin(self._vae, sample, self._masked, generator).to(self._device.name)
             sample.memory = torch.zeros(schedule.slots, *shape, device=self._device.name)
             sample.noise = Noise.of(schedule, generator, sample.seed, shape)
             keys = self._wanted(sample)
@@ -160,6 +162,7 @@ class UNetCheckpoint:
                 0, torch.tensor(places, device=base.device), base + guidance * (model[places] - base)
             )
         self._batch.finish(model)
+        inputs.blend(samples)
 
     def _forward(
         self,
@@ -175,10 +178,13 @@ class UNetCheckpoint:
         width = self._unet.config.time_cond_proj_dim
         scales = torch.tensor([s.job.guidance_scale - 1.0 for s in order], device=scaled.device)
         self._mixer.use([s.adapters for s in order], self._adapters)
-        inputs = {"sample": scaled.to(dtype), "timestep": timesteps, "encoder_hidden_states": text.to(dtype)}
+        given = {"sample": scaled.to(dtype), "timestep": timesteps, "encoder_hidden_states": text.to(dtype)}
+        steering = controls.residuals(self.controls, order, given, mask, added)
+        if self._masked:
+            given["sample"] = inputs.widened(scaled, order).to(dtype)
         predicted: torch.Tensor = self._unet(
-            **inputs,
-            **controls.residuals(self.controls, order, inputs, mask, added),
+            **given,
+            **steering,
             encoder_attention_mask=mask,
             timestep_cond=None if width is None else guidance_embedding(scales, width).to(dtype),
             added_cond_kwargs=added or None,
@@ -242,9 +248,10 @@ class UNetCheckpoint:
 
     @property
     def bytes(self) -> int:
-        """Weights of all components."""
+        """Weights of all components, and the factors that rows of a batch hold."""
         modules = (self._unet, self._vae, *(encoder.model for encoder in self._encoders))
-        return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+        weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+        return weights + sum(mixer.bytes for mixer in self._mixers())
 
     def release(self) -> None:
         """Drop the weights."""
