@@ -57,6 +57,12 @@ FAMILIES: Mapping[str, Family] = {
     "sd15": Family(
         "sd15", "Stable Diffusion 1.x", Traits(native=512, min_side=256, max_side=1024, max_pixels=768 * 1024)
     ),
+    # Trained at about one megapixel in forty aspect ratios, the longest of them 4:1; far below it falls apart.
+    "sdxl": Family(
+        "sdxl",
+        "Stable Diffusion XL",
+        Traits(native=1024, min_side=512, max_side=2048, max_pixels=1024 * 1536, steps=30, guidance=6.0),
+    ),
 }
 
 

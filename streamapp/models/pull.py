@@ -91,10 +91,17 @@ async def pull(
         )
     if offer.family is not None:
         known_family(offer.family)
+    target = target_of(settings, offer)
+    known = await asyncio.to_thread(target.exists)
     fetched = None if prepare is None else await prepare(offer)
     if fetched is None:
-        fetched = await sites.downloader.fetch(offer.file, target_of(settings, offer), progress)
-    return await asyncio.to_thread(registered, models_root(settings), local, text, offer, fetched)
+        fetched = await sites.downloader.fetch(offer.file, target, progress)
+    try:
+        return await asyncio.to_thread(registered, models_root(settings), local, text, offer, fetched)
+    except InvalidRequest:
+        if fetched.path == target and not known:  # nobody's: it would only fill the disk
+            await asyncio.to_thread(target.unlink, missing_ok=True)
+        raise
 
 
 def target_of(settings: Settings, offer: Offer) -> Path:
