@@ -19,9 +19,10 @@ from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event
 from streamapp.engine.families import CONTROLNET, Checkpoint, Device, load, load_control
 from streamapp.engine.job import Job
+from streamapp.engine.memory import memory_of
 from streamapp.engine.queue import Queue
 from streamapp.engine.sample import Sample, Shared
-from streamapp.engine.tick import Ticks
+from streamapp.engine.tick import MemoryShort, Ticks
 
 
 class Engine:
@@ -30,7 +31,7 @@ class Engine:
     Args:
         device: ``cpu`` or ``cuda:0``.
         dtype: of the denoiser's weights and activations; ``float32`` on CPU.
-        max_batch_rows: most denoiser rows in one tick; None takes the defaults of :mod:`streamapp.engine.caps`.
+        max_batch_rows: most denoiser rows in one tick; None learns it, see :mod:`streamapp.engine.caps`.
         threads: of the tensor library.
         clock: monotonic seconds (tests inject their own).
         preview_every: ticks of a sample between two ``preview`` events; 0 for none.
@@ -56,7 +57,7 @@ class Engine:
         self._controls: dict[str, Any] = {}
         self._queue = Queue(self.caps)
         self._events: list[Event] = []
-        self._ticks = Ticks(clock, preview_every)
+        self._ticks = Ticks(self.caps, memory_of(device, self._options.get("ledger")), clock, preview_every)
         self._names = count(1)
 
     # Weights.
@@ -82,6 +83,7 @@ class Engine:
     def unload(self, name: str) -> None:
         """Free a checkpoint or a ControlNet; unknown names are ignored."""
         self._unused(name)
+        self.caps.forget(name)
         for loaded in (self._checkpoints.pop(name, None), self._controls.pop(name, None)):
             if loaded is not None:
                 loaded.release()
@@ -175,8 +177,14 @@ class Engine:
         self._queue.join()
         batch = self._queue.next_batch()
         if batch:
-            self._events += self._ticks.run(self._checkpoints[batch[0].job.model], batch)
-            self._retire(batch)
+            try:
+                self._events += self._ticks.run(self._checkpoints[batch[0].job.model], batch)
+            except MemoryShort as short:
+                self._queue.part(batch, short.rows)
+            except EngineError as error:
+                self._fail(batch, error)
+            else:
+                self._retire(batch)
         events, self._events = self._events, []
         return events
 
@@ -237,7 +245,7 @@ class Engine:
             return
         self._queue.keep(lambda sample: sample.step < sample.steps or not sample.steps)
         began = self.clock()
-        pictures = self._checkpoints[done[0].job.model].decode(done)
+        pictures = self._ticks.decode(self._checkpoints[done[0].job.model], done)
         wall = self.clock() - began
         for sample, picture in zip(done, pictures, strict=True):
             sample.spent("decode", wall)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from streamapp.engine.caps import Caps
@@ -80,13 +80,28 @@ class Queue:
 
     def join(self) -> None:
         """Let ready samples run where their key has room."""
+        wanted = Counter[tuple[Any, ...]]()
+        if self._ready:
+            for sample in self:
+                wanted[_size(sample)] += sample.rows
         for _ in range(len(self._ready)):
             sample = self._ready.popleft()
             running = self._running.get(sample.key, [])
-            if self._caps.fits(running, sample):
+            if self._caps.fits(running, sample, wanted[_size(sample)]):
                 self._running.setdefault(sample.key, running).append(sample)
             else:
                 self._ready.append(sample)
+
+    def part(self, batch: Sequence[Sample], rows: int) -> None:
+        """Let no more than this many rows of a running batch go on now; the others wait at the head of the line."""
+        running, used = self._running[batch[0].key], 0
+        kept: list[Sample] = []
+        for sample in running:
+            used += sample.rows
+            if not kept or used <= rows:
+                kept.append(sample)
+        self._ready.extendleft(sample for sample in reversed(running) if sample not in kept)
+        self._running[batch[0].key] = kept
 
     def next_batch(self) -> list[Sample]:
         """The samples of the key whose turn it is."""
@@ -101,3 +116,8 @@ class Queue:
         size = (first.job.width, first.job.height)
         used = sum(s.rows for each in self._running.values() for s in each if (s.job.width, s.job.height) == size)
         return max(0, self._caps.rows(*size) - used) // first.rows
+
+
+def _size(sample: Sample) -> tuple[Any, ...]:
+    """What samples share a tick by, as far as is known before they are encoded."""
+    return sample.job.model, sample.job.width, sample.job.height

@@ -6,38 +6,84 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from streamapp.engine.caps import Caps
 from streamapp.engine.events import Event
 from streamapp.engine.families import Checkpoint
+from streamapp.engine.memory import Memory, ran_out, too_large
 from streamapp.engine.sample import Sample
 
 #: Ticks whose figures are kept for :meth:`streamapp.engine.engine.Engine.stats`.
 KEPT_TICKS = 1000
 
 
+class MemoryShort(Exception):
+    """A batch was too large; ``rows`` may be tried next."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self.rows = rows
+
+
 class Ticks:
     """Runs ticks and keeps their figures.
 
     Args:
+        memory: that ticks are computed in.
         preview_every: ticks of a sample between two previews; 0 for none.
     """
 
-    def __init__(self, clock: Callable[[], float], preview_every: int = 0) -> None:
+    def __init__(self, caps: Caps, memory: Memory, clock: Callable[[], float], preview_every: int = 0) -> None:
+        self._caps = caps
+        self._memory = memory
         self._clock = clock
         self._preview_every = preview_every
         self.figures: deque[dict[str, Any]] = deque(maxlen=KEPT_TICKS)
 
     def run(self, checkpoint: Checkpoint, batch: Sequence[Sample]) -> list[Event]:
-        """One step for every sample of a batch; their progress, and previews where they are due."""
-        began = self._clock()
-        checkpoint.denoise(batch)
-        wall = self._clock() - began
+        """One step for every sample of a batch; their progress, and previews where they are due.
+
+        Raises:
+            MemoryShort: they do not fit into memory together, and none of them has changed.
+            EngineError: ``out_of_memory`` for one that does not fit alone.
+        """
         rows = sum(sample.rows for sample in batch)
+        began = self._clock()
+        if not self._fitted(lambda: checkpoint.denoise(batch)):
+            if len(batch) == 1:
+                raise too_large(batch[0].job)
+            raise MemoryShort(self._caps.halve(batch[0], rows))
+        wall = self._clock() - began
+        self._caps.learn(batch[0], rows, wall, self._memory.peak())
         self.figures.append({"key": batch[0].key, "samples": len(batch), "rows": rows, "wall_s": wall})
         for sample in batch:
             sample.step += 1
             sample.spent("denoise", wall)
         events = [Event(s.job_id, s.index, "progress", (s.step, s.steps)) for s in batch]
         return events + self._previews(checkpoint, batch) if self._preview_every else events
+
+    def decode(self, checkpoint: Checkpoint, done: Sequence[Sample]) -> list[Any]:
+        """Pictures of finished samples, one by one where memory is short; an EngineError for what does not fit."""
+        pictures: list[Any] = []
+        if self._fitted(lambda: pictures.extend(checkpoint.decode(done))):
+            return pictures
+        pictures.clear()
+        for sample in done:
+            if not self._fitted(lambda sample=sample: pictures.extend(checkpoint.decode([sample]))):  # type: ignore[misc]
+                pictures.append(too_large(sample.job))
+        return pictures
+
+    def _fitted(self, work: Callable[[], None]) -> bool:
+        """Whether there was memory for it."""
+        try:
+            work()
+        except (MemoryError, RuntimeError) as error:
+            if not ran_out(error):
+                raise
+        else:
+            return True
+        # Only here: the error's traceback held what the work had taken.
+        self._memory.free()
+        return False
 
     def _previews(self, checkpoint: Checkpoint, batch: Sequence[Sample]) -> list[Event]:
         """Small pictures of the samples whose turn it is; a finished one gets its picture instead."""

@@ -25,11 +25,11 @@ def sd15(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 
 @pytest.fixture
 def load() -> Any:
-    """Engines with one checkpoint named m, closed at the end."""
+    """Engines with one checkpoint named m, closed at the end; a given cap: no clock decides who joins."""
     engines: list[Engine] = []
 
     def made(folder: Path, family: str, variant: str | None = None) -> Engine:
-        engine = Engine()
+        engine = Engine(max_batch_rows=32)
         engine.load("m", folder, family, variant)
         engines.append(engine)
         return engine

@@ -1,13 +1,15 @@
 """A family that costs nothing: deterministic pictures without tensors, for tests, load runs and trials of a fleet.
 
-Options: ``tick_s`` (seconds per tick), ``load_s``, ``sleep`` (how to spend them; tests inject a fake clock's). A prompt
-that contains one of the words below makes it misbehave, which real weights do only when it hurts.
+Options: ``tick_s`` (seconds per tick) or ``tick_seconds`` (a function of its rows), ``load_s``, ``sleep`` (how to spend
+them; tests inject a fake clock's), ``ledger`` (in a tick a byte a pixel and row is taken from it). A prompt that
+contains one of the words below makes it misbehave, which real weights do only when it hurts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Picture
 from streamapp.engine.families import Device
+from streamapp.engine.memory import ByteLedger
 from streamapp.engine.sample import Sample
 
 #: Words in a prompt that kill the process, hang it, spoil the sample, or make every tick last :data:`SLOW_TICK`.
@@ -39,6 +42,9 @@ class FakeCheckpoint:
         self._salt = path.name
         self._tick_s = float(options.get("tick_s") or 0.0)
         self._sleep: Callable[[float], None] = options.get("sleep") or time.sleep
+        seconds = options.get("tick_seconds")
+        self._seconds: Callable[[int], float] = seconds if callable(seconds) else lambda _: self._tick_s
+        self._ledger: ByteLedger = options.get("ledger") or ByteLedger(sys.maxsize)
         self._loras: dict[str, int] = {}
         self._spend(float(options.get("load_s") or 0.0))
 
@@ -67,7 +73,8 @@ class FakeCheckpoint:
     def denoise(self, samples: Sequence[Sample]) -> None:
         """Spend a tick; misbehave where asked."""
         slow = any(SLOW in sample.job.prompt for sample in samples)
-        self._spend(max(self._tick_s, SLOW_TICK if slow else 0.0))
+        with self._ledger.taken(sum(s.rows * s.job.width * s.job.height for s in samples)):
+            self._spend(max(self._seconds(sum(s.rows for s in samples)), SLOW_TICK if slow else 0.0))
         for sample in samples:
             if CRASH in sample.job.prompt and sample.step + 1 >= sample.steps // 2:
                 os._exit(70)

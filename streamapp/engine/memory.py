@@ -1,0 +1,103 @@
+"""How much memory ticks take, and what it looks like when there is not enough."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from streamapp.engine.errors import EngineError
+from streamapp.engine.job import Job
+
+
+class Memory(Protocol):
+    """The memory that ticks are computed in."""
+
+    def peak(self) -> tuple[int, int] | None:
+        """Most bytes that were in use since the last call, and the bytes there are; None where nobody counts."""
+
+    def free(self) -> None:
+        """Give back what is only cached."""
+
+
+class Uncounted:
+    """The host's memory: it is not counted."""
+
+    def peak(self) -> tuple[int, int] | None:
+        """Nothing."""
+        return None
+
+    def free(self) -> None:
+        """Nothing."""
+
+
+class CudaMemory:
+    """A CUDA device's, as torch's allocator counts it."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+
+    def peak(self) -> tuple[int, int] | None:
+        """Allocated at most, and the device's size."""
+        cuda: Any = sys.modules["torch"].cuda
+        most = int(cuda.max_memory_allocated(self._device))
+        cuda.reset_peak_memory_stats(self._device)
+        return most, int(cuda.mem_get_info(self._device)[1])
+
+    def free(self) -> None:
+        """Empty the allocator's cache."""
+        sys.modules["torch"].cuda.empty_cache()
+
+
+class ByteLedger:
+    """Pretended memory with a limit, for tests and trials: what takes bytes says so."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self.refused = 0
+        self._peak = 0
+
+    @contextmanager
+    def taken(self, size: int) -> Iterator[None]:
+        """Hold ``size`` bytes for a while.
+
+        Raises:
+            MemoryError: they are not there.
+        """
+        if self.used + size > self.limit:
+            self.refused += 1
+            raise MemoryError(f"{size} bytes of {self.limit - self.used}")
+        self.used += size
+        self._peak = max(self._peak, self.used)
+        try:
+            yield
+        finally:
+            self.used -= size
+
+    def peak(self) -> tuple[int, int] | None:
+        """Most bytes held, and the limit."""
+        most, self._peak = self._peak, self.used
+        return most, self.limit
+
+    def free(self) -> None:
+        """Nothing is cached."""
+
+
+def memory_of(device: str, ledger: ByteLedger | None = None) -> Memory:
+    """The memory of a device, or the ledger that stands for it."""
+    if ledger is not None:
+        return ledger
+    return CudaMemory(device) if device.startswith("cuda") else Uncounted()
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether it says that memory is short: Python's own, or torch's for a device."""
+    return isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+
+
+def too_large(job: Job) -> EngineError:
+    """What a picture gets that does not fit even alone."""
+    message = f"there is not enough memory to draw {job.width}x{job.height} pixels; ask for a smaller picture"
+    return EngineError("out_of_memory", message, field="width")
