@@ -17,9 +17,8 @@ from streamapp.engine import Engine, Job
 from streamapp.engine.names import SAMPLERS
 
 
-def images_per_second(pipeline: Any, folder: Path, rounds: int) -> dict[str, float]:
-    """Each side's best round. A static batch takes one sampler and one number of steps, so requests wait for others."""
-    jobs = requests()
+def drawing(pipeline: Any, jobs: Sequence[Job]) -> Callable[[Sequence[Job]], None]:
+    """Draws jobs of one sampler and number of steps in one call of diffusers' pipeline."""
     schedulers = {
         name: getattr(diffusers, SAMPLERS[name].scheduler).from_config(
             pipeline.scheduler.config, **dict(SAMPLERS[name].options)
@@ -38,6 +37,14 @@ def images_per_second(pipeline: Any, folder: Path, rounds: int) -> dict[str, flo
             generator=[torch.Generator("cpu").manual_seed(job.seed) for job in some],
             output_type="latent",
         )
+
+    return drawn
+
+
+def images_per_second(pipeline: Any, folder: Path, rounds: int) -> dict[str, float]:
+    """Each side's best round. A static batch takes one sampler and one number of steps, so requests wait for others."""
+    jobs = requests()
+    drawn = drawing(pipeline, jobs)
 
     def one_by_one() -> None:
         for job in jobs:
