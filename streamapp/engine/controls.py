@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import torch
 
-from streamapp.engine.architectures import sd2, sd15
+from streamapp.engine.architectures import sd2, sd15, sdxl
 from streamapp.engine.digests import digest
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
@@ -23,18 +23,8 @@ from streamapp.engine.job import Control, Job
 from streamapp.engine.sample import Sample
 from streamapp.engine.single_file import fill, read_tensors
 
-#: Of published SDXL ControlNets of full size; what the other families' have is in their architecture.
-SDXL: Mapping[str, Any] = {
-    "block_out_channels": [320, 640, 1280],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "attention_head_dim": [5, 10, 20],
-    "transformer_layers_per_block": [1, 2, 10],
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
+#: Of published U-Nets' configuration, what their first half, which a ControlNet copies, does not have.
+OTHER_HALF = frozenset(["sample_size", "up_block_types"])
 #: What a ControlNet and the U-Net must agree in, and how a message calls it.
 AGREE: Sequence[tuple[str, str, str]] = (
     ("cross_attention_dim", "cross_attention_dim", "a cross-attention width of"),
@@ -105,13 +95,13 @@ def configuration(file: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
             raise EngineError("load_failed", f"{file.name} pools its residuals (shuffle), which is not drawn yet")
         return {name: value for name, value in config.items() if not name.startswith("_")}
     cross = {t.shape[-1] for name, t in tensors.items() if name.endswith("attn2.to_k.weight")}
-    known: Mapping[int, Mapping[str, Any]] = {768: sd15().unet, 1024: sd2().unet, 2048: SDXL}
+    known: Mapping[int, Mapping[str, Any]] = {768: sd15().unet, 1024: sd2().unet, 2048: sdxl().unet}
     width = cross.pop() if len(cross) == 1 else 0
     if width not in known:
         raise EngineError(
             "load_failed", f"{file.name} is no ControlNet of SD 1.5, SD 2 or SDXL; put its config.json beside it"
         )
-    return {name: value for name, value in known[width].items() if name != "sample_size"}
+    return {name: value for name, value in known[width].items() if name not in OTHER_HALF}
 
 
 class ControlNet:

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from streamapp.engine import EngineError
-from streamapp.engine.architectures import sd2, sd15
-from streamapp.engine.controls import SDXL, configuration, load
+from streamapp.engine.architectures import sd2, sd15, sdxl
+from streamapp.engine.controls import configuration, load
 from streamapp.engine.families import Device
 from tests.engine import tiny
 from tests.engine.ldm_file import unet_name
@@ -68,7 +68,7 @@ def test_a_file_without_configuration_has_the_published_size(width: int, tmp_pat
         "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight": torch.empty(4, width, device="meta")
     }
     config = configuration(tmp_path / "canny.safetensors", tensors)
-    unets: dict[int, Any] = {768: sd15().unet, 1024: sd2().unet, 2048: {**SDXL, "up_block_types": SDXL_UP}}
+    unets: dict[int, Any] = {768: sd15().unet, 1024: sd2().unet, 2048: sdxl().unet}
     models: Any = diffusers
     with torch.device("meta"):
         copy = models.ControlNetModel.from_unet(
@@ -78,9 +78,6 @@ def test_a_file_without_configuration_has_the_published_size(width: int, tmp_pat
     assert _shapes(made) == _shapes(copy)
     millions = round(sum(parameter.numel() for parameter in made.parameters()) / 1e6)
     assert millions == {768: 361, 1024: 364, 2048: 1251}[width]
-
-
-SDXL_UP = ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
