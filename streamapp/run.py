@@ -25,6 +25,7 @@ import uvloop
 
 from streamapp import topics
 from streamapp.app import StreamApp, create_app
+from streamapp.arrivals import look_after
 from streamapp.db import revision
 from streamapp.errors import AppError, ConfigError, Unavailable
 from streamapp.retention import purge
@@ -120,6 +121,7 @@ class Process:
         if runtime.preparing is not None:
             runtime.preparing.start()
         self._supervise(purge(runtime))
+        self._supervise(look_after(runtime))
         await self._reach_broker()
         app.finalize()
         await asyncio.to_thread(app.conf.datadir.mkdir, parents=True, exist_ok=True)

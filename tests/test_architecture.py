@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
         "application",
         frozenset(
             [
-                *("app", "callbacks", "dead", "outbox", "read_models", "reconciler", "retention"),
+                *("app", "arrivals", "callbacks", "dead", "outbox", "read_models", "reconciler", "retention"),
                 *("run", "runtime", "sending", "submit", "worker"),
             ]
         ),

@@ -123,6 +123,10 @@ class Generate(BaseModel):
     text: str = Field(description="What the picture shall show, in any language.", examples=["a cute panda"])
     params: Params = Field(default_factory=Params)
     priority: PriorityName = Field(2, description="P0 is most urgent, P3 is batch work.", examples=["P1"])
+    prefetch: bool = Field(
+        True,
+        description="Wait, as `fetching`, while a known model or LoRA that is not on the disk is fetched; false: 409.",
+    )
     callback_url: str | None = Field(None, max_length=2_000, description="Told when the task has ended.")
     idempotency_key: str | None = Field(
         None,
@@ -185,6 +189,7 @@ def submission(body: Generate, request: Mapping[str, Any], *, key: str | None, t
         seed=None if params.seed == -1 else params.seed,
         negative=params.negative_text,
         n=params.batch_size,
+        prefetch=body.prefetch,
         priority=body.priority,
         callback_url=body.callback_url,
         idempotency_key=key,

@@ -101,7 +101,7 @@ MEANING: dict[str, dict[str, str]] = {
         "ensure": "Models and LoRAs, by name or reference, that must be on a worker's disk before it says that it is "
         "ready; what is missing is pulled, again and again until it is here.",
         "preload": "Models that a worker loads before it says that it is ready, so that the first request waits for no "
-        "load: names, or `top:N` for the N used last (at first the model that ships). At most two stay loaded. One that "
+        "load: names, or `top:N` for the N used last (at first the model that ships). At most two stay loaded. What "
         "cannot be loaded is logged and skipped.",
     },
     "Web and logs": {

@@ -32,7 +32,7 @@ SHOWN = (
     "attempts",
     "worker_id",
 )
-STATES = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
+STATES = ("fetching", "queued", "running", "succeeded", "failed", "cancelled", "expired")
 
 
 class Lora(click.ParamType):

@@ -1,5 +1,6 @@
 """Tasks, their delivery and the registry of models in SQLite or MySQL: the truth about every task."""
 
+from streamapp.db.arrivals import Arrivals
 from streamapp.db.claims import Claims
 from streamapp.db.database import Database, open_database
 from streamapp.db.delivery import Delivery
@@ -30,6 +31,7 @@ from streamapp.db.upgrade import revision, upgrade
 __all__ = [
     "ENDED",
     "LIVE",
+    "Arrivals",
     "Callback",
     "CallbackState",
     "Cancel",

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, func, literal_column, select
 from streamapp.db.database import Database
 from streamapp.db.rows import TaskRow
 from streamapp.db.schema import tasks
-from streamapp.db.states import State
+from streamapp.db.states import PENDING, State
 
 T = TypeVar("T")
 
@@ -107,7 +107,7 @@ class Census:
 
     async def _count_queued(self, limit: int) -> tuple[int, int]:
         created = self._created()
-        some = select(literal_column("1")).where(tasks.c.state == State.QUEUED).limit(limit).subquery()
+        some = select(literal_column("1")).where(tasks.c.state.in_(sorted(PENDING))).limit(limit).subquery()
         return await self._database.read(
             lambda connection: connection.scalar(select(func.count()).select_from(some)) or 0
         ), created

@@ -22,7 +22,7 @@ from streamapp.db.endings import (
 )
 from streamapp.db.rows import End, Held, TaskRow, dump, task_row
 from streamapp.db.schema import now_ms, tasks
-from streamapp.db.states import ENDED, State, may
+from streamapp.db.states import ENDED, PENDING, State, may
 from streamapp.generation import GenerationParams
 
 #: Failed attempts kept in a row's history; older ones go first.
@@ -200,7 +200,7 @@ class Claims:
                 row = rows.get(end.task_id)
                 if result.get(end.task_id) is not None:
                     continue
-                if row is None or row.claim_token != end.token or row.state == State.QUEUED:
+                if row is None or row.claim_token != end.token or row.state in PENDING:
                     result[end.task_id] = None
                 elif row.state in ENDED:
                     result[end.task_id] = State(row.state)
@@ -279,8 +279,8 @@ class Claims:
 
 
 def idle(row: TaskRow, now: int) -> bool:
-    """Whether nobody holds the task: queued, or its lease ran out."""
-    return row.state is State.QUEUED or (row.state is State.RUNNING and (row.lease_until or 0) < now)
+    """Whether nobody holds the task: queued or waiting for weights, or its lease ran out."""
+    return row.state in PENDING or (row.state is State.RUNNING and (row.lease_until or 0) < now)
 
 
 def _decided(end: End, row: Any) -> Ending:

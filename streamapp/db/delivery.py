@@ -15,7 +15,7 @@ from streamapp.db.database import Database
 from streamapp.db.endings import along, chunks, each, end_rows, lock_rows, update_tasks
 from streamapp.db.rows import Callback, CallbackState, DueTask, Event, Lost, Produced, task_row
 from streamapp.db.schema import callbacks, leases, now_ms, outbox, tasks
-from streamapp.db.states import LIVE, State
+from streamapp.db.states import LIVE, PENDING, State
 
 PRIORITIES = range(4)
 
@@ -137,7 +137,11 @@ class Delivery:
         def work(connection: Connection) -> int:
             rows, now = lock_rows(connection, ids)
             lost = [
-                row for row in rows.values() if idle(row, now) and not (row.state is State.QUEUED and row.produce_at)
+                row
+                for row in rows.values()
+                if idle(row, now)
+                and row.state is not State.FETCHING
+                and not (row.state is State.QUEUED and row.produce_at)
             ]
             end_rows(connection, (row for row in lost if row.cancel_requested), State.CANCELLED, now, CANCELLED_ERROR)
             again = {row.id for row in lost if not row.cancel_requested}
@@ -160,8 +164,8 @@ class Delivery:
         """End tasks past their deadline that nobody draws, wherever their messages are; the ids that ended."""
         c = tasks.c
         late = along(select(c.id), "state_deadline_at").where(c.deadline_at <= now_ms())
-        waiting, abandoned = late.where(c.state == State.QUEUED), late.where(orphaned())
-        parts = [select(part.order_by(c.deadline_at).limit(limit).subquery()) for part in (waiting, abandoned)]
+        lanes = (*(late.where(c.state == state) for state in sorted(PENDING)), late.where(orphaned()))
+        parts = [select(part.order_by(c.deadline_at).limit(limit).subquery()) for part in lanes]
         ids = await self._database.read(lambda connection: list(connection.scalars(union_all(*parts))))
         return await self._claims.expire(ids[:limit])
 

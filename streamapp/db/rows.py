@@ -38,6 +38,8 @@ class NewTask:
     callback_url: str | None = None
     trace: str | None = None
     produce_delay_ms: int = 0
+    #: It names weights that are not here: it is queued, and produced, when :class:`streamapp.db.Arrivals` says so.
+    fetching: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,16 +20,21 @@ class State(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
+    FETCHING = "fetching"  # weights that it names are on their way to the disk; no message stands for it yet
 
 
 #: A task in one of these has its one end; only a replay leaves them.
 ENDED: frozenset[State] = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED})
 #: The opposite: somebody still has to do something.
 LIVE: frozenset[State] = frozenset(State) - ENDED
+#: Nobody draws it yet.
+PENDING: frozenset[State] = frozenset({State.FETCHING, State.QUEUED})
 
 _REPLAY = frozenset({State.QUEUED})
 LEGAL: Mapping[State, frozenset[State]] = MappingProxyType(
     {
+        # Not to running: what arrived is queued first.
+        State.FETCHING: frozenset({State.QUEUED, State.FAILED, State.CANCELLED, State.EXPIRED}),
         # A queued task fails only through a worker that claimed it first.
         State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.EXPIRED}),
         # Running to running: an expired lease is taken over by another claim.

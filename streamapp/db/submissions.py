@@ -168,7 +168,7 @@ def _values(new: NewTask, now: int) -> dict[str, object]:
         "id": new.id,
         "user_id": new.user_id,
         "idempotency_key": new.idempotency_key,
-        "state": State.QUEUED.value,
+        "state": (State.FETCHING if new.fetching else State.QUEUED).value,
         "priority": new.priority,
         "family": new.family,
         "model": new.model,
@@ -186,7 +186,7 @@ def _values(new: NewTask, now: int) -> dict[str, object]:
         "deadline_at": None if new.deadline_ms is None else now + new.deadline_ms,
         "callback_url": new.callback_url,
         "trace": new.trace,
-        "produce_at": now + new.produce_delay_ms,
+        "produce_at": None if new.fetching else now + new.produce_delay_ms,
     }
 
 
@@ -194,7 +194,7 @@ def _fresh(new: NewTask, values: dict[str, object]) -> TaskRow:
     """The row as it was written, without reading it back."""
     row = {
         **values,
-        "state": State.QUEUED,
+        "state": State(str(values["state"])),
         "params": new.params,
         "request": new.request,
         "cancel_requested": False,

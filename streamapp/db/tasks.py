@@ -15,7 +15,7 @@ from streamapp.db.endings import along, end_rows, lock_rows, update_tasks
 from streamapp.db.replays import REPLAYED, WITHOUT_RESULT, Outcome, replay
 from streamapp.db.rows import Cancel, Glimpse, ImageRow, NewTask, TaskRow, task_row
 from streamapp.db.schema import images, tasks
-from streamapp.db.states import ENDED, State
+from streamapp.db.states import ENDED, LIVE, State
 from streamapp.db.submissions import Submissions
 
 
@@ -119,11 +119,11 @@ class Tasks:
         return await self._census.queued(limit)
 
     async def naming(self, kind: Literal["model", "lora"], name: str) -> bool:
-        """Whether a queued or running task names this model (also as its fallback) or LoRA."""
+        """Whether a task that has not ended names this model (also as its fallback) or LoRA."""
         c = tasks.c
         # Keys and values of the text that ``GenerationParams`` writes; quotes inside of prompts are escaped there.
         said = f'"{"model" if kind == "model" else "name"}":{orjson.dumps(name).decode()}'
-        alive = select(c.id).where(c.state.in_([State.QUEUED, State.RUNNING]), func.instr(c.params, said) > 0).limit(1)
+        alive = select(c.id).where(c.state.in_(sorted(LIVE)), func.instr(c.params, said) > 0).limit(1)
         return await self._database.read(lambda connection: connection.scalar(alive)) is not None
 
     async def replay(self, task_id: str) -> bool:

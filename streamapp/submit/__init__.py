@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,7 +29,7 @@ from streamapp.recipe import check_provenance
 from streamapp.scheduling.cost import estimate
 from streamapp.settings import Settings
 from streamapp.submit.fallback import clip_skip_of, with_fallback
-from streamapp.submit.weights import find_loras, find_model
+from streamapp.submit.weights import Absent, find_loras, find_model
 
 if TYPE_CHECKING:
     from streamapp.runtime import Runtime
@@ -67,6 +67,7 @@ class Submission(BaseModel):
     negative: str | None = None
     n: int = Field(1, ge=1)
     priority: Priority = 2
+    prefetch: bool = True
     callback_url: str | None = None
     idempotency_key: str | None = Field(None, min_length=1, max_length=200)
     provenance: Mapping[str, Any] | None = None
@@ -96,8 +97,9 @@ async def submit(runtime: Runtime, submission: Submission, user: str) -> Accepte
     _check(submission, settings)
     await _room(runtime)
     shelf = runtime.shelf
-    model = await find_model(shelf, submission.model, settings)
-    loras = await find_loras(shelf, submission.loras, model)
+    absent = Absent(submission.prefetch)
+    model = await find_model(shelf, submission.model, settings, absent)
+    loras = await find_loras(shelf, submission.loras, model, absent)
     params = await with_fallback(
         submission,
         _resolve(submission, model, loras),
@@ -115,11 +117,13 @@ async def submit(runtime: Runtime, submission: Submission, user: str) -> Accepte
             prompt=params.prompt,
             drawn=str(params.drawn),
         )
-    new = _task(submission, params, user, runtime)
+    new = replace(_task(submission, params, user, runtime), fetching=bool(absent.rows))
     row, created = await runtime.tasks.insert(new)
-    if created:
+    if created and not new.fetching:
         runtime.outbox.offer(row)
-        return Accepted(row, True, params.notes)
+    if created:
+        fetched = (f"{one.name} is not here and is fetched first" for one in absent.rows)
+        return Accepted(row, True, (*params.notes, *fetched))
     again = "this idempotency_key was used before: this is the task it made"
     if row.request != new.request:
         again += ", and this request, which differs from the first one, made none"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from streamapp.db import LoraRow, ModelRow
 from streamapp.engine.job import MAX_ADAPTERS
 from streamapp.errors import InvalidRequest, Unavailable
 from streamapp.generation import LoraRef
-from streamapp.models.cache import EVICTED, PULLED_FROM
+from streamapp.models.cache import EVICTED, PULLED_FROM, kind_of
 from streamapp.models.catalogue import POCKET
 from streamapp.models.registered import how_to_pull
 from streamapp.settings import Settings
@@ -19,11 +20,43 @@ if TYPE_CHECKING:
     from streamapp.submit.shelf import Shelf
 
 
-async def find_model(shelf: Shelf, name: str | None, settings: Settings) -> ModelRow:
+class NotHere(InvalidRequest):
+    """It is known, its files are not on the disk, and the request does not want to wait for them."""
+
+    code = "not_here"
+    status = 409
+
+
+@dataclass
+class Absent:
+    """Weights of one request whose files are not here; without ``prefetch`` the first one refuses the request."""
+
+    prefetch: bool = False
+    rows: list[ModelRow | LoraRow] = field(default_factory=list)
+
+    def add(self, row: ModelRow | LoraRow) -> None:
+        """Note it, or refuse.
+
+        Raises:
+            NotHere: says how to get it.
+        """
+        if self.prefetch:
+            self.rows.append(row)
+            return
+        kind = kind_of(row)
+        raise NotHere(
+            f"the files of {row.name} are not here: `streamapp {kind}s pull {row.traits.get(PULLED_FROM)} "
+            f"--name {row.name}` or POST /api/v1/{kind}s/pull brings them, and so does a request without "
+            "prefetch: false",
+            field="model" if kind == "model" else "loras",
+        )
+
+
+async def find_model(shelf: Shelf, name: str | None, settings: Settings, absent: Absent | None = None) -> ModelRow:
     """The checkpoint that is meant; ``None`` means the default one.
 
     Raises:
-        InvalidRequest: it is not registered, not served, or its files are not here.
+        InvalidRequest: it is not registered, not served, or its files are not here and shall not be fetched.
         Unavailable: none is registered at all.
     """
     if name is None:
@@ -33,13 +66,14 @@ async def find_model(shelf: Shelf, name: str | None, settings: Settings) -> Mode
         if found is None:
             raise _unknown("model", name, [row.name for row in await shelf.models()])
         row = found
-        _check_here(row, "model")
     if row.family not in settings.families:
         raise InvalidRequest(
             f"model {row.name} is of family {row.family}, which no worker here serves "
             f"(STREAMAPP_FAMILIES: {', '.join(settings.families)})",
             field="model",
         )
+    if row.traits.get(EVICTED):
+        (absent or Absent()).add(row)
     return row
 
 
@@ -58,11 +92,14 @@ async def _default_model(shelf: Shelf, settings: Settings) -> ModelRow:
     return row
 
 
-async def find_loras(shelf: Shelf, asked: Sequence[LoraRef], model: ModelRow) -> list[LoraRow]:
+async def find_loras(
+    shelf: Shelf, asked: Sequence[LoraRef], model: ModelRow, absent: Absent | None = None
+) -> list[LoraRow]:
     """The LoRAs that are meant, in the order of the request.
 
     Raises:
-        InvalidRequest: one is not registered, does not fit the model, is named twice, or its files are not here.
+        InvalidRequest: one is not registered, does not fit the model, is named twice, or its files are not
+            here and shall not be fetched.
     """
     names = [lora.name for lora in asked]
     if len(names) > MAX_ADAPTERS:
@@ -78,21 +115,12 @@ async def find_loras(shelf: Shelf, asked: Sequence[LoraRef], model: ModelRow) ->
             raise InvalidRequest(
                 f"LoRA {name} fits models of family {row.family}, and {model.name} is of {model.family}", field="loras"
             )
-        _check_here(row, "lora")
+        if row.traits.get(EVICTED):
+            (absent or Absent()).add(row)
         rows.append(row)
     if doubled := next((row.name for row in rows if rows.count(row) > 1), None):
         raise InvalidRequest(f"LoRA {doubled} is named twice: add up its weights", field="loras")
     return rows
-
-
-def _check_here(row: ModelRow | LoraRow, kind: str) -> None:
-    """Refuse what made room for others on the disk."""
-    if row.traits.get(EVICTED):
-        raise InvalidRequest(
-            f"the files of {row.name} made room for others: `streamapp {kind}s pull {row.traits.get(PULLED_FROM)} "
-            f"--name {row.name}` or POST /api/v1/{kind}s/pull brings them back",
-            field="model" if kind == "model" else "loras",
-        )
 
 
 def _unknown(kind: str, name: str, known: Sequence[str]) -> InvalidRequest:

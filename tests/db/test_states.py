@@ -6,6 +6,7 @@ from streamapp.db import ENDED, State, may
 from streamapp.db.states import sources
 
 LEGAL = {
+    ("fetching", "queued"), ("fetching", "failed"), ("fetching", "cancelled"), ("fetching", "expired"),
     ("queued", "running"), ("queued", "cancelled"), ("queued", "expired"),
     ("running", "queued"), ("running", "running"),
     ("running", "succeeded"), ("running", "failed"), ("running", "cancelled"), ("running", "expired"),
@@ -23,6 +24,6 @@ def test_a_success_is_final() -> None:
 
 def test_sources_of_several_states_are_those_that_may_become_any_of_them() -> None:
     assert sources(State.SUCCEEDED) == ["running"]
-    assert sources(State.CANCELLED) == ["queued", "running"]
+    assert sources(State.CANCELLED) == ["fetching", "queued", "running"]
     assert sources({State.CANCELLED, State.SUCCEEDED}) == ["running"]
     assert sources(ENDED) == ["running"]

@@ -85,7 +85,7 @@ async def test_a_fetch_that_fails_says_why(sited: tuple[Api, Double]) -> None:
     (await api.get("/api/v1/fetches/nothing")).refused(404, "not_found")
 
 
-async def test_what_made_room_is_refused_with_what_brings_it_back(sited: tuple[Api, Double]) -> None:
+async def test_who_does_not_wait_for_what_made_room_hears_what_brings_it_back(sited: tuple[Api, Double]) -> None:
     api, _ = sited
     await ended(api, await api.call("POST", "/api/v1/models/pull", {"reference": "civitai:123@456", "name": "dream"}))
     registry = api.runtime.registry
@@ -94,8 +94,8 @@ async def test_what_made_room_is_refused_with_what_brings_it_back(sited: tuple[A
     (api.app.settings.data_path / "models" / row.path).unlink()
     await save_row(registry, marked(row, EVICTED, value=True))
     api.runtime.shelf.forget()
-    asked = {"text": "a red apple", "params": {"model": "dream"}}
-    assert "pull civitai:123@456" in (await api.generate(asked)).refused(400, "invalid_request", field="model")
+    asked = {"text": "a red apple", "params": {"model": "dream"}, "prefetch": False}
+    assert "pull civitai:123@456" in (await api.generate(asked)).refused(409, "not_here", field="model")
     assert (await api.get("/api/v1/models/dream")).data["state"] == "evicted"
     fetch = await ended(api, await api.call("POST", "/api/v1/models/pull", {"reference": "dream"}))
     assert (fetch["state"], fetch["name"]) == ("done", "dream")

@@ -77,7 +77,7 @@ export const ended = (state) => ENDED.has(state);
 export function tone(state) {
   const tones = {
     succeeded: "good", ready: "good", running: "busy", restarting: "wait", starting: "wait", draining: "wait",
-    queued: "calm", cancelled: "calm", closed: "calm", gone: "calm", failed: "bad", expired: "bad",
+    fetching: "calm", queued: "calm", cancelled: "calm", closed: "calm", gone: "calm", failed: "bad", expired: "bad",
   };
   return tones[state] || "calm";
 }

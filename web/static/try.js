@@ -110,7 +110,7 @@ async function start(accepted) {
 
 function render() {
   const over = ended(task.status);
-  const words = { queued: "Waiting for a worker", running: "Drawing", succeeded: "Done", failed: "Failed", cancelled: "Cancelled", expired: "Expired" };
+  const words = { fetching: "Fetching the model", queued: "Waiting for a worker", running: "Drawing", succeeded: "Done", failed: "Failed", cancelled: "Cancelled", expired: "Expired" };
   text(byId("try-state"), words[task.status] || task.status);
   attr(byId("try-state"), "data-tone", task.status === "failed" || task.status === "expired" ? "bad" : null);
   fill(byId("try-bar").firstElementChild, (task.progress || 0) / 100);
