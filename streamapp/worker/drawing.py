@@ -10,6 +10,9 @@ from typing import Any, Protocol
 from streamapp.db import LoraRow, ModelRow, TaskRow
 from streamapp.errors import AppError
 
+#: Stage of :attr:`Drawn.seconds` for the scheduler alone: what making the weights ready took, without any waiting.
+LOADED = "loaded"
+
 
 class EngineCrashed(AppError):
     """The engine's process died while it drew; ``details["suspects"]`` are the ids of the tasks it was drawing."""

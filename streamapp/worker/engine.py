@@ -24,7 +24,7 @@ from streamapp.models.catalogue import notes_root
 from streamapp.models.verified import check_weights
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
-from streamapp.worker.drawing import Drawing, Drawn, EngineCrashed, Order, Progress
+from streamapp.worker.drawing import LOADED, Drawing, Drawn, EngineCrashed, Order, Progress
 
 log = get_logger(__name__)
 
@@ -125,10 +125,15 @@ class EngineDrawing:
 
     # Weights.
     async def _prepare(self, order: Order) -> dict[str, float]:
-        """Load what the order needs and the engine lacks; the seconds by stage (empty when all was there)."""
+        """Load what the order needs and the engine lacks; the seconds by stage (empty when all was there).
+
+        ``load`` is what the order waited, also for a load that another one began; ``loaded`` is what its own took.
+        """
         began = time.monotonic()
+        waited = self._loading.locked() or self._engine.state != "ready"
         await self._until_ready()
         async with self._loading:
+            turn = time.monotonic()
             try:
                 fresh = await self._load_model(order.model, order.model_path)
                 for lora, path, _ in order.loras:
@@ -143,7 +148,8 @@ class EngineDrawing:
             except EngineError as error:
                 await asyncio.sleep(0.1)  # the events of the same crash are on their way
                 raise self._meaning(error, order.row.id) from error
-        return {"load": time.monotonic() - began} if fresh else {}
+        now = time.monotonic()
+        return ({"load": now - began} if fresh or waited else {}) | ({LOADED: now - turn} if fresh else {})
 
     async def warm(self, model: ModelRow, path: Path) -> float:
         """Load a checkpoint before anybody asks for it; the seconds it took."""

@@ -19,7 +19,7 @@ from streamapp.scheduling.cost import Rates, estimate
 from streamapp.telemetry import bind, get_logger
 from streamapp.worker.backlog import Backlog, Job
 from streamapp.worker.claimed import Claimed, Counts, Why
-from streamapp.worker.drawing import EngineCrashed, Progress
+from streamapp.worker.drawing import LOADED, EngineCrashed, Progress
 from streamapp.worker.finisher import Finisher
 from streamapp.worker.parts import Parts
 
@@ -103,8 +103,8 @@ class Lives:
             for store in stores:
                 store.cancel()
         _longest(claimed.seconds, {"post": max((seconds for _, seconds in stored), default=0.0)})
-        if "load" in claimed.seconds:
-            self.rates.loaded(row.model, claimed.seconds["load"])
+        if (loaded := claimed.seconds.pop(LOADED, None)) is not None:
+            self.rates.loaded(row.model, loaded)
         # Samples of several tasks share the denoiser: this one's part of the time is its part of the samples.
         part = row.params.n / (row.params.n + self.parts.drawing.running)
         self.rates.drawn(row.params, claimed.seconds.get("denoise", 0.0) * part)
@@ -124,7 +124,7 @@ class Lives:
         self.suspects.discard(row.id)
         if row.started_at is not None:
             claimed.seconds.setdefault("queue", max(0.0, (row.started_at - row.submitted_at) / 1000))
-        timings = {stage: round(value, 4) for stage, value in claimed.seconds.items()}
+        timings = {stage: round(value, 4) for stage, value in claimed.seconds.items() if stage != LOADED}
         event = TaskEvent(
             event_id="",
             task_id=row.id,
