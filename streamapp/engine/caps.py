@@ -20,6 +20,8 @@ REMEMBERED, BELIEVED = 20, 3
 SHORTEST = 1e-3
 #: How much longer than now the mean may become, as guessed, for a larger batch to be tried.
 CURIOSITY = 1.02
+#: Kinds of samples (checkpoint and shape) whose costs are remembered, the latest.
+KINDS = 256
 #: Share of the memory that a batch may be expected to fill.
 FULL = 0.95
 
@@ -82,7 +84,7 @@ class Caps:
 
     def __init__(self, max_rows: int | None = None) -> None:
         self.max_rows = max_rows
-        self._costs: dict[Hashable, Costs] = defaultdict(Costs)
+        self._costs: dict[Hashable, Costs] = {}
         self._ceilings: dict[Hashable, int] = {}
 
     def rows(self, width: int, height: int) -> int:
@@ -105,8 +107,8 @@ class Caps:
         most = min(most, self._ceilings.get(sample.key, most))
         if self.max_rows is not None:
             return most
-        costs, unit = self._costs[sample.key], sample.rows
-        if not costs.largest:
+        costs, unit = self._costs.get(sample.key), sample.rows
+        if costs is None:
             return unit
         # At most twice what was tried, so that a batch that does not pay is never a large one.
         best = unit
@@ -120,7 +122,12 @@ class Caps:
 
     def learn(self, sample: Sample, rows: int, seconds: float, memory: tuple[int, int] | None) -> None:
         """A tick of this sample's key was run; ``memory`` is its peak and what there is, in bytes."""
-        costs = self._costs[sample.key]
+        # Taken out and put back, so that the first ones are those that were drawn longest ago.
+        costs = self._costs[sample.key] = self._costs.pop(sample.key, Costs())
+        while len(self._costs) > KINDS:
+            oldest = next(iter(self._costs))
+            del self._costs[oldest]
+            self._ceilings.pop(oldest, None)
         costs.add(rows, seconds, memory[0] if memory else None)
         fitting = costs.fitting(int(memory[1] * FULL)) if memory else None
         if fitting is not None and fitting < self.rows(sample.job.width, sample.job.height):

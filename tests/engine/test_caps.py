@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from streamapp.engine import Engine, EngineError, Event, Job
+from streamapp.engine.caps import KINDS
 from streamapp.engine.memory import ByteLedger, ran_out
 from tests.engine.test_engine import job
 
@@ -87,9 +88,15 @@ def test_a_given_cap_is_obeyed_from_the_first_tick() -> None:
     assert largest(engine_with(lambda rows: 0.1 * rows, max_batch_rows=4), [single(num_images=8)]) == [4] * 20
 
 
-def ends(engine: Engine) -> list[tuple[str, int, str]]:
-    """How everything ended."""
-    return sorted((e.job_id, e.index, e.kind) for e in engine.run() if e.kind in {"image", "failed", "cancelled"})
+def test_only_the_latest_kinds_of_samples_are_remembered() -> None:
+    """Sizes come and go; what is learned of them does not grow for ever."""
+    engine = engine_with(lambda _: 0.1)
+    sides = [64 + 8 * place for place in range(20)]
+    for width in sides:
+        largest(engine, [single(width=width, height=height) for height in sides])
+    costs: Any = engine.caps._costs
+    assert len(costs) == KINDS
+    assert list(costs)[-1] == ("m", sides[-1] // 8, sides[-1] // 8)
 
 
 def test_without_memory_the_batch_is_halved_and_no_sample_is_lost() -> None:
