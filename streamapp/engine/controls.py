@@ -158,10 +158,8 @@ class ControlNet:
     def residuals(self, inputs: Mapping[str, Any], mask: torch.Tensor | None) -> list[torch.Tensor]:
         """One forward: what it adds to the U-Net's skips, and last to its middle, each ``(B, c, h, w)``."""
         self._mask = mask
-        # What an inpainting U-Net takes beside the latents comes after them.
-        latents = inputs["sample"][:, : self._model.config.in_channels]
         try:
-            down, middle = self._model(**{**inputs, "sample": latents}, return_dict=False)
+            down, middle = self._model(**inputs, return_dict=False)
         finally:
             self._mask = None
         return [*down, middle]
