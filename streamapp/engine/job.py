@@ -48,6 +48,10 @@ class Job:
 
     ``width`` and ``height`` are pixels. ``output`` is ``pil``, ``rgb`` (:class:`~streamapp.engine.events.Picture`) or
     ``latent`` (the diffusers pipeline's layout, ``(4, height / 8, width / 8)``).
+
+    ``image`` is a picture to start from and ``mask_image`` is white where it is drawn anew, both of the job's size and
+    what :func:`~streamapp.engine.preprocess.rgb` reads; ``strength`` (above 0, at most 1) is the share of the steps
+    that is done, 0.8 unless given and 1 with a mask. :mod:`streamapp.engine.images` resizes, pads and crops them.
     """
 
     model: str
@@ -70,7 +74,7 @@ class Job:
     output: Literal["pil", "rgb", "latent"] = "pil"
 
     def check(self) -> Job:
-        """The job, its control pictures as raw RGB, if its values are within the outer limits of every family.
+        """The job, its pictures as raw RGB, if its values are within the outer limits of every family.
 
         Raises:
             EngineError: ``invalid_job`` or ``unknown_sampler``, naming the field and what to change.
@@ -89,12 +93,20 @@ class Job:
             raise _invalid("loras", "an adapter is named twice; add the weights up instead")
         if self.mask_image is not None and self.image is None:
             raise _invalid("mask_image", "a mask needs the image it belongs to")
-        for name in ("image", "schedule"):
-            if getattr(self, name):
-                raise _invalid(name, f"{name} is not built yet; leave it out")
+        if self.strength is not None and self.image is None:
+            raise _invalid("strength", "strength says how far an image is redrawn; give the image or leave it out")
+        if self.strength is not None and not 0 < self.strength <= 1:  # also refuses NaN
+            raise _invalid("strength", f"strength is {self.strength}, it must be above 0 and at most 1")
+        if self.schedule:
+            raise _invalid("schedule", "schedule is not built yet; leave it out")
         _within("clip_skip", self.clip_skip, 1, MAX_CLIP_SKIP)
         sampler_name(self.sampler)
-        return replace(self, controls=_checked(self.controls)) if self.controls else self
+        controls = _checked(self.controls)
+        image, mask = (None if each is None else raw(each, what) for each, what in self._pictures())
+        return replace(self, controls=controls, image=image, mask_image=mask)
+
+    def _pictures(self) -> tuple[tuple[Any, str], ...]:
+        return (self.image, "image"), (self.mask_image, "mask")
 
     def require(self, loras: Container[str], controls: Collection[str]) -> None:
         """Refuse the job when a LoRA or ControlNet that it names is not loaded.

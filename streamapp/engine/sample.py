@@ -32,8 +32,8 @@ class Sample:
 
     ``latents`` is the family's own (torch: ``(4, h, w)`` float32 on the device); ``memory`` holds the solver's kept
     tensors, ``(slots, 4, h, w)``. ``step`` counts denoiser calls done, of ``steps`` (second-order solvers call twice
-    a step); ``rows`` are the denoiser rows it takes in a tick, two when guided. A sample joins with its prompt encoded
-    and leaves when ``step == steps``.
+    a step); ``input`` is what it keeps of the picture that it is painted into; ``rows`` are the denoiser rows it takes
+    in a tick, two when guided. A sample joins with its prompt encoded and leaves when ``step == steps``.
     """
 
     job_id: str
@@ -46,6 +46,7 @@ class Sample:
     noise: Any = None
     cond: Any = None
     uncond: Any = None
+    input: Any = None
     rows: int = 1
     adapters: tuple[tuple[str, float], ...] = ()
     step: int = 0

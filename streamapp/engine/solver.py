@@ -42,6 +42,8 @@ class Schedule:
         noise: per call None, ``"randn"`` (drawn from the sample's generator), or the sigma interval of a Brownian path.
         sigmas: smallest and largest positive sigma, of the Brownian path.
         initial: standard deviation of the initial noise.
+        known: for a picture that is started from: its factor and that of noise, before the first call and after each
+            (after the last it is the picture itself).
     """
 
     sampler: str
@@ -51,6 +53,7 @@ class Schedule:
     noise: tuple[str | tuple[float, float] | None, ...]
     sigmas: tuple[float, float]
     initial: float
+    known: tuple[tuple[float, float], ...] = ()
 
     @property
     def slots(self) -> int:
@@ -67,24 +70,26 @@ class Schedule:
         return torch.cat([head, table.flatten(1)], dim=1).float()
 
 
-def schedule_for(sampler: str, steps: int, config: Mapping[str, Any]) -> Schedule:
+def schedule_for(sampler: str, steps: int, config: Mapping[str, Any], first: int | None = None) -> Schedule:
     """The schedule of a sampler for a checkpoint with this scheduler configuration; cached.
+
+    ``first`` is the step that a job with a picture begins with; None for one without.
 
     Raises:
         EngineError: ``unknown_sampler``, or ``invalid_job`` when the scheduler refuses this number of steps.
     """
-    return _schedule(sampler_name(sampler), steps, orjson.dumps(dict(config), option=orjson.OPT_SORT_KEYS))
+    return _schedule(sampler_name(sampler), steps, orjson.dumps(dict(config), option=orjson.OPT_SORT_KEYS), first)
 
 
 @lru_cache(maxsize=512)
-def _schedule(name: str, steps: int, config: bytes) -> Schedule:
+def _schedule(name: str, steps: int, config: bytes, first: int | None) -> Schedule:
     own = orjson.loads(config)
     class_name = own["_class_name"] if name == AUTO else SAMPLERS[name].scheduler
     options = {} if name == AUTO else dict(SAMPLERS[name].options)
     schedulers = import_module("diffusers")
     scheduler = getattr(schedulers, class_name).from_config(own, **options)
     try:
-        return _trace(scheduler, steps, _given_name(name, class_name))
+        return trace(scheduler, _given_name(name, class_name), lambda: scheduler.set_timesteps(steps), first)
     except (ValueError, IndexError) as error:
         raise EngineError("invalid_job", f"{name} cannot do {steps} steps here: {error}", field="steps") from error
 
@@ -96,17 +101,25 @@ def _given_name(name: str, class_name: str) -> str:
     return next((s.name for s in SAMPLERS.values() if s.scheduler == class_name), class_name)
 
 
-def _trace(scheduler: Any, steps: int, name: str) -> Schedule:
-    """Run ``scheduler`` once on basis vectors."""
+def trace(scheduler: Any, name: str, begin: Callable[[], None], first: int | None = None) -> Schedule:
+    """Run ``scheduler`` once on basis vectors; ``begin`` sets its timesteps, ``first`` is the step to begin with.
+
+    Raises:
+        EngineError: ``invalid_job`` when it is not linear or keeps too much.
+    """
     if scheduler.config.get("thresholding") or scheduler.config.get("clip_sample"):
         raise EngineError("invalid_job", f"{name}: this checkpoint clips its predictions, which is not linear")
-    scheduler.set_timesteps(steps)
+    begin()
+    # Flow matching takes samples as they are, and starts from plain noise.
+    scaled = getattr(scheduler, "scale_model_input", lambda sample, _: sample)
     slots: dict[tuple[str, int], int] = {}
     rows, scales, noises = [], [], []
+    timesteps = _begun(scheduler, first)
+    known = [] if first is None else [_noised(scheduler, timesteps[:1])]
     with _noise_as_basis(scheduler) as drawn:
-        for timestep in scheduler.timesteps:
+        for call, timestep in enumerate(timesteps, start=1):
             one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-            scales.append(float(scheduler.scale_model_input(one, timestep).reshape(())))
+            scales.append(float(scaled(one, timestep).reshape(())))
             for attribute, index in list(_kept(scheduler, slots)):
                 _put(scheduler, attribute, index, _basis(FIRST_SLOT + slots[attribute, index]))
             drawn.clear()
@@ -115,19 +128,41 @@ def _trace(scheduler: Any, steps: int, name: str) -> Schedule:
             empty = torch.zeros(WIDTH, dtype=torch.float64)
             rows.append(torch.stack([after.reshape(-1), *(kept.get(s, empty).reshape(-1) for s in range(MAX_SLOTS))]))
             noises.append(drawn[0] if drawn else None)
+            if first is not None:
+                known.append(_noised(scheduler, timesteps[call : call + 1]))
     used = len(slots)
     table = torch.stack(rows)[:, : 1 + used, : FIRST_SLOT + used].double()
     sigmas = getattr(scheduler, "sigmas", None)
     positive = sigmas[sigmas > 0] if isinstance(sigmas, torch.Tensor) else torch.ones(1)
     return Schedule(
         sampler=name,
-        timesteps=tuple(float(t) for t in scheduler.timesteps),
+        timesteps=tuple(float(t) for t in timesteps),
         scale=tuple(scales),
         coefficients=table,
         noise=tuple(noises),
         sigmas=(float(positive.min()), float(positive.max())),
-        initial=float(scheduler.init_noise_sigma),
+        initial=float(getattr(scheduler, "init_noise_sigma", 1.0)),
+        known=tuple(known),
     )
+
+
+def _begun(scheduler: Any, first: int | None) -> torch.Tensor:
+    """The timesteps from a step on, as diffusers' image-to-image pipelines cut them."""
+    timesteps: torch.Tensor = scheduler.timesteps
+    if first is None:
+        return timesteps
+    start = first * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+    return timesteps[start:]
+
+
+def _noised(scheduler: Any, timestep: torch.Tensor) -> tuple[float, float]:
+    """The factors of a picture and of noise at a timestep, after the calls so far; without one the picture alone."""
+    if not len(timestep):
+        return 1.0, 0.0
+    mixed = scheduler.add_noise(_basis(X), _basis(NOISE), timestep).reshape(-1)
+    return float(mixed[X]), float(mixed[NOISE])
 
 
 def _basis(place: int) -> torch.Tensor:

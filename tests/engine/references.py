@@ -23,7 +23,10 @@ Load = Callable[..., Engine]
 
 
 def reference(pipeline: Any, wanted: Job, own: Any = None, **given: Any) -> torch.Tensor:
-    """The latent the pipeline draws for a job, with the engine's choice of scheduler and further arguments."""
+    """The latent the pipeline draws for a job, with the engine's choice of scheduler and further arguments.
+
+    Pipelines that take their size from a picture get ``sized=False``.
+    """
     before = pipeline.scheduler
     if own is not None:
         pipeline.scheduler = own
@@ -33,12 +36,13 @@ def reference(pipeline: Any, wanted: Job, own: Any = None, **given: Any) -> torc
         if sampler.scheduler == "DPMSolverSDEScheduler":
             options["noise_sampler_seed"] = wanted.seed
         pipeline.scheduler = getattr(diffusers, sampler.scheduler).from_config(before.config, **options)
+    sized = given.pop("sized", True)
     values: dict[str, Any] = {"prompt": wanted.prompt, "negative_prompt": wanted.negative_prompt, **given}
+    if sized:
+        values.update(width=wanted.width, height=wanted.height)
     try:
         drawn: torch.Tensor = pipeline(
             **values,
-            width=wanted.width,
-            height=wanted.height,
             num_inference_steps=wanted.num_inference_steps,
             guidance_scale=wanted.guidance_scale,
             generator=torch.Generator("cpu").manual_seed(wanted.seed),

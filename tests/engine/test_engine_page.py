@@ -38,9 +38,11 @@ def test_every_snippet_runs(folder: Path) -> None:
     for number, code in enumerate(SNIPPETS):
         exec(compile(code, f"snippet {number}", "exec"), names)  # noqa: S102 (our own page)
     names["engine"].close()
-    assert len(SNIPPETS) == 5
+    assert len(SNIPPETS) == 6
     assert {path.name for path in folder.glob("*.png")} == {"a cute panda.png", "a red apple.png", "photo.png"}
     assert len({picture.tobytes() for picture in names["pictures"]}) == 3
+    assert names["painted"].size == (96, 96)
+    assert names["canvas"].size == names["beyond"].size == (128, 96)
     assert [picture.size for picture in (*names["steered"], names["frog"])] == [(64, 64)] * 2
 
 

@@ -106,7 +106,7 @@ def sd(folder: Path, *, scheduler: dict[str, Any] | None = None, pad: str = END,
     return saved(made, folder)
 
 
-def sdxl(folder: Path, *, force_zeros: bool = True, scheduler: dict[str, Any] | None = None) -> Any:
+def sdxl(folder: Path, *, force_zeros: bool = True, scheduler: dict[str, Any] | None = None, **options: Any) -> Any:
     """A Stable Diffusion XL pipeline, saved to ``folder``."""
     torch.manual_seed(1)
     kind: Any = diffusers.StableDiffusionXLPipeline
@@ -125,6 +125,7 @@ def sdxl(folder: Path, *, force_zeros: bool = True, scheduler: dict[str, Any] | 
             addition_time_embed_dim=4,
             projection_class_embeddings_input_dim=6 * 4 + 12,
             transformer_layers_per_block=(1, 2),
+            **options,
         ),
         # As published ones do, the configuration keeps what other schedulers read.
         scheduler=euler.from_config({**SCHEDULER, **(scheduler or {})}),
@@ -156,9 +157,9 @@ def lively(module: Any) -> Any:
     return module
 
 
-def saved(pipeline: Any, folder: Path) -> Any:
+def saved(pipeline: Any, folder: Path, **given: Any) -> Any:
     """The pipeline as a user would load it: its configurations then say the same as the folder's."""
     pipeline.save_pretrained(folder, safe_serialization=True)
-    loaded = type(pipeline).from_pretrained(folder, local_files_only=True)
+    loaded = type(pipeline).from_pretrained(folder, local_files_only=True, **given)
     loaded.set_progress_bar_config(disable=True)
     return loaded
