@@ -19,8 +19,13 @@ async def test_alive_asks_nobody(api: Api, broken: Broken) -> None:
 
 async def test_ready_names_what_does_not_answer(api: Api, broken: Broken) -> None:
     before = await api.get("/readyz")
-    # The tables are not: no stream application runs in this test.
-    assert {name for name, check in before.json["checks"].items() if not check["ok"]} == {"tables"}
+    # In this test no stream application runs, and nobody has begun to load weights.
+    assert {name for name, check in before.json["checks"].items() if not check["ok"]} == {"tables", "weights"}
+    assert "not begun" in before.json["checks"]["weights"]["message"]
+    preparing = api.runtime.preparing
+    assert preparing is not None
+    await preparing.run()
+    assert (await api.get("/readyz")).json["checks"]["weights"]["ok"]
     broken()
     answer = await api.get("/readyz")
     assert answer.status == 503
