@@ -63,9 +63,11 @@ def read_adapter(
         if kind:
             raise EngineError("incompatible_lora", f"LoRA {name!r} is a {kind}, which is not supported", lora=name)
     try:
-        state, alphas = getattr(lora_pipeline, loader).lora_state_dict(raw, unet_config=config)
+        found = getattr(lora_pipeline, loader).lora_state_dict(raw, unet_config=config)
     except (ValueError, KeyError, IndexError) as error:
         raise EngineError("incompatible_lora", f"LoRA {name!r} does not fit this family: {error}", lora=name) from error
+    # Readers of transformers give no alphas apart: what the file has of them is among the rest.
+    state, alphas = found if isinstance(found, tuple) else (found, {k: v for k, v in found.items() if "alpha" in k})
     parts = {
         part: _factors(name, part, module, _part(state, part), _part(alphas or {}, part), device)
         for part, module in targets.items()

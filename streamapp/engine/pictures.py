@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from streamapp.engine.decoding import decoded
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Picture
 from streamapp.engine.sample import Sample
 
+#: A sample's latent as a picture ``(3, H, W)``, float32, −1 to 1.
+Decode = Callable[[Sample], torch.Tensor]
 
-def results(vae: Any, samples: Sequence[Sample], precision: str) -> list[Any]:
+
+def results(decode: Decode, samples: Sequence[Sample], precision: str) -> list[Any]:
     """Per sample what its job's ``output`` names; a sample that is not finite gives an error (``not_finite``)."""
     found: list[Any] = []
     for sample in samples:
@@ -23,13 +25,13 @@ def results(vae: Any, samples: Sequence[Sample], precision: str) -> list[Any]:
         elif sample.job.output == "latent":
             found.append(sample.latents.clone())
         else:
-            picture = _picture(vae, sample, precision)
+            picture = _picture(decode, sample, precision)
             found.append(picture.to_pil() if sample.job.output == "pil" else picture)
     return found
 
 
-def _picture(vae: Any, sample: Sample, precision: str) -> Picture:
-    image = decoded(vae, sample.latents[None])[0]
+def _picture(decode: Decode, sample: Sample, precision: str) -> Picture:
+    image = decode(sample)
     pixels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
     height, width = pixels.shape[:2]
     info = {

@@ -64,6 +64,13 @@ def parse(prompt: str) -> list[Fragment]:
     return _fragments(pieces)
 
 
+def plain(prompt: str) -> tuple[str, bool]:
+    """The prompt's words alone, for encoders that take no weights; whether weights or breaks were left out."""
+    fragments = parse(prompt)
+    left_out = any(fragment.text is None or fragment.weight != 1.0 for fragment in fragments)
+    return "".join(" " if fragment.text is None else fragment.text for fragment in fragments), left_out
+
+
 def _last(opened: Sequence[tuple[str, int]], bracket: str) -> int:
     """Where the bracket was opened last; -1 when it is not open."""
     return next((at for at in range(len(opened) - 1, -1, -1) if opened[at][0] == bracket), -1)

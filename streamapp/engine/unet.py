@@ -196,7 +196,8 @@ class UNetCheckpoint:
     @torch.inference_mode()
     def decode(self, samples: Sequence[Sample]) -> list[Any]:
         """Latents to pictures; a sample that is not finite gives an error."""
-        return results(self._vae, samples, str(self._dtype).removeprefix("torch."))
+        vae, precision = self._vae, str(self._dtype).removeprefix("torch.")
+        return results(lambda sample: decoded(vae, sample.latents[None])[0], samples, precision)
 
     @torch.inference_mode()
     def previews(self, samples: Sequence[Sample]) -> list[Any]:

@@ -19,6 +19,8 @@ from streamapp.engine.sample import Sample
 MODULES: Mapping[str, str] = {
     "sd15": "streamapp.engine.families.sd15",
     "sdxl": "streamapp.engine.families.sdxl",
+    "sd3": "streamapp.engine.families.sd3",
+    "qwen_image": "streamapp.engine.families.qwen_image",
     "fake": "streamapp.engine.families.fake",
 }
 #: What :meth:`~streamapp.engine.engine.Engine.load` takes for a ControlNet: it draws nothing itself.

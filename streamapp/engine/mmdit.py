@@ -1,0 +1,258 @@
+"""What families with a multimodal diffusion transformer and real guidance share (Esser et al. 2024).
+
+A family reads its components and says how prompts are encoded, how the transformer is called and how latents become
+pixels; noise, the batched forward, the solver's step and adapters are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamapp.engine.adapters import Adapter, Combination, read_adapter
+from streamapp.engine.clip import Conditioning, Encodings, Wanted
+from streamapp.engine.digests import digest
+from streamapp.engine.errors import EngineError
+from streamapp.engine.families import Device
+from streamapp.engine.mixing import Mixer
+from streamapp.engine.noise import Noise
+from streamapp.engine.pictures import results
+from streamapp.engine.previews import Colours
+from streamapp.engine.prompts import plain
+from streamapp.engine.sample import Sample
+from streamapp.engine.solver import Batch, Schedule
+
+#: Pixels of a side per image token: the VAE reduces by eight, the transformer takes patches of two by two.
+TOKEN = 16
+STRIPPED = "weights in the prompt were left out: this family's text encoders take none"
+
+
+def half(device: Device) -> torch.dtype:
+    """The type of weights; these overflow in float16, bfloat16 takes its place."""
+    return torch.bfloat16 if device.dtype == "float16" else getattr(torch, device.dtype)
+
+
+class MMDiTCheckpoint:
+    """A loaded checkpoint.
+
+    Args:
+        texts: text encoders by name; absent ones are left out.
+        heard: those of them that adapters may change.
+        scheduler: the checkpoint's own configuration.
+    """
+
+    family = ""
+    #: diffusers' reader of this family's LoRA files.
+    lora_loader = ""
+
+    def __init__(
+        self,
+        device: Device,
+        texts: Mapping[str, Any],
+        heard: Sequence[str],
+        transformer: Any,
+        vae: Any,
+        scheduler: Mapping[str, Any],
+    ) -> None:
+        self._modules = {**texts, "transformer": transformer, "vae": vae}
+        for module in self._modules.values():
+            module.to(device.name).eval().requires_grad_(False)
+        self._device = device
+        self._transformer, self._vae, self._dtype = transformer, vae, transformer.dtype
+        self._scheduler = dict(scheduler)
+        self._batch = Batch()
+        self._digest: str | None = None
+        self._colours: Colours | None = None
+        self._adapters: dict[str, Adapter] = {}
+        self._mixers = {part: Mixer(part, self._modules[part]) for part in ("transformer", *heard)}
+        self._mixer = self._mixers["transformer"]
+        self._encodings = Encodings()
+
+    # What a family says.
+    def _schedule(self, job: Any) -> Schedule:
+        raise NotImplementedError
+
+    def _encode(self, texts: Sequence[str], clip_skip: int, adapters: Combination) -> Sequence[Conditioning]:
+        """Encode plain prompts."""
+        raise NotImplementedError
+
+    def _negative(self, job: Any) -> str:
+        """The text of the other branch."""
+        return str(job.negative_prompt or "")
+
+    def _drawn(self, job: Any, generator: torch.Generator) -> torch.Tensor:
+        """The initial noise, in the pipeline's own order of draws and its layout."""
+        raise NotImplementedError
+
+    def _call(
+        self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, job: Any
+    ) -> torch.Tensor:
+        """The transformer's prediction for rows of one size."""
+        raise NotImplementedError
+
+    def _guided(self, base: torch.Tensor, model: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Both branches as one prediction (Ho and Salimans 2022)."""
+        return base + scale * (model - base)
+
+    def _planes(self, sample: Sample) -> torch.Tensor:
+        """A sample's latents as ``(C, height / 8, width / 8)``."""
+        latents: torch.Tensor = sample.latents
+        return latents
+
+    def _pixels(self, planes: torch.Tensor) -> torch.Tensor:
+        """Latents ``(B, C, h, w)`` as pictures ``(B, 3, H, W)``, −1 to 1."""
+        raise NotImplementedError
+
+    @property
+    def _channels(self) -> int:
+        """Of a latent."""
+        raise NotImplementedError
+
+    # What the engine calls.
+    def validate(self, job: Any) -> None:
+        """Sides are multiples of sixteen, the sampler is one for flow matching and takes these steps."""
+        if job.width % TOKEN or job.height % TOKEN:
+            raise EngineError(
+                "invalid_job", f"{job.width}x{job.height}: sides must be multiples of {TOKEN} pixels", field="width"
+            )
+        if job.controls:
+            raise EngineError("invalid_job", f"{self.family} checkpoints take no ControlNets yet", field="controls")
+        for name in ("image", "mask_image"):
+            if getattr(job, name) is not None:
+                message = f"{self.family} checkpoints draw from text only so far; leave {name} out"
+                raise EngineError("invalid_job", message, field=name)
+        self._schedule(job)
+
+    def rows(self, job: Any) -> int:
+        """Two when guided."""
+        return 2 if job.guidance_scale > 1 else 1
+
+    @torch.inference_mode()
+    def prepare(self, samples: Sequence[Sample]) -> None:
+        """Encode prompts, draw initial noise on the CPU from each sample's own generator."""
+        encoded = self._encodings.get({key for s in samples for key in self._wanted(s)}, self._encode)
+        for sample in samples:
+            job, schedule = sample.job, self._schedule(sample.job)
+            generator = torch.Generator("cpu").manual_seed(sample.seed)
+            noise = self._drawn(job, generator)
+            sample.schedule, sample.steps = schedule, len(schedule.timesteps)
+            sample.latents = (noise * schedule.initial).to(self._device.name)
+            sample.memory = torch.zeros(schedule.slots, *noise.shape, device=self._device.name)
+            sample.noise = Noise.of(schedule, generator, sample.seed, tuple(noise.shape))
+            keys = self._wanted(sample)
+            sample.cond = encoded[keys[0]]
+            if sample.rows == 2:
+                sample.uncond = encoded[keys[1]]
+            self._note(sample)
+
+    def _note(self, sample: Sample) -> None:
+        """Say what of the prompt was not drawn."""
+        texts = [sample.job.prompt, self._negative(sample.job)][: sample.rows]
+        if any(plain(text)[1] for text in texts):
+            sample.notes = (*sample.notes, STRIPPED)
+
+    def _wanted(self, sample: Sample) -> list[Wanted]:
+        """What must be encoded: the prompt, and the negative one (of which no layer is skipped) when guided."""
+        parts = [part for part in self._mixers if part != "transformer"]
+        heard = tuple(pair for pair in sample.adapters if any(self._adapters[pair[0]].parts[part] for part in parts))
+        texts = [Wanted(plain(sample.job.prompt)[0], sample.job.clip_skip, heard)]
+        if sample.rows == 2:
+            texts.append(Wanted(plain(self._negative(sample.job))[0], 1, heard))
+        return texts
+
+    def key(self, sample: Sample) -> tuple[Any, ...]:
+        """Samples of one size share a tick."""
+        return (sample.job.height // TOKEN, sample.job.width // TOKEN)
+
+    @torch.inference_mode()
+    def denoise(self, samples: Sequence[Sample]) -> None:
+        """One forward over all rows (guided samples twice), then one fused solver step."""
+        guided = [s for s in samples if s.rows == 2]
+        conditions = [*(s.uncond for s in guided), *(s.cond for s in samples)]
+        latents, timesteps = self._batch.begin(samples)
+        places = [row for row, s in enumerate(samples) if s.rows == 2]
+        twice = [*places, *range(len(samples))]
+        order = self._mixer.arrange([samples[place].adapters for place in twice])
+        if order is not None:
+            twice, conditions = [twice[row] for row in order], [conditions[row] for row in order]
+        if guided or order is not None:
+            latents, timesteps = latents[twice], timesteps[twice]
+        self._mixer.use([samples[place].adapters for place in twice], self._adapters)
+        predicted = self._call(conditions, latents.to(self._dtype), timesteps, samples[0].job).float()
+        self._mixer.use((), {})
+        if order is not None:
+            where = torch.tensor(order, device=predicted.device)
+            predicted = torch.empty_like(predicted).index_copy_(0, where, predicted)
+        base, model = predicted[: len(guided)], predicted[len(guided) :]
+        if guided:
+            scale = base.new_tensor([s.job.guidance_scale for s in guided]).view(-1, *[1] * (base.dim() - 1))
+            where = torch.tensor(places, device=base.device)
+            model = model.index_copy(0, where, self._guided(base, model[places], scale))
+        self._batch.finish(model)
+
+    @torch.inference_mode()
+    def decode(self, samples: Sequence[Sample]) -> list[Any]:
+        """Latents to pictures; a sample that is not finite gives an error."""
+        precision = str(self._dtype).removeprefix("torch.")
+        return results(lambda sample: self._pixels(self._planes(sample)[None])[0].float(), samples, precision)
+
+    @torch.inference_mode()
+    def previews(self, samples: Sequence[Sample]) -> list[Any]:
+        """One pixel per latent place."""
+        if self._colours is None:
+            self._colours = Colours(self._pixels, self._channels, self._device.name)
+        return [self._colours.picture(self._planes(sample)) for sample in samples]
+
+    # Adapters.
+    def load_lora(self, name: str, path: Path) -> int:
+        """Keep an adapter's factors on the device."""
+        targets = {part: self._modules[part] for part in self._mixers}
+        self.unload_lora(name)
+        config = self._transformer.config
+        adapter = read_adapter(name, path, targets, config, self._device.name, self.lora_loader)
+        for mixer in self._mixers.values():
+            mixer.attach(adapter)
+        self._adapters[name] = adapter
+        return adapter.bytes
+
+    def unload_lora(self, name: str) -> None:
+        """Forget an adapter and what was encoded with it."""
+        if self._adapters.pop(name, None) is None:
+            return
+        for mixer in self._mixers.values():
+            mixer.forget(name)
+        self._encodings.forget(name)
+
+    @property
+    def adapters(self) -> Mapping[str, int]:
+        """Resident adapters and their bytes."""
+        return {name: adapter.bytes for name, adapter in self._adapters.items()}
+
+    def identity(self, adapters: Sequence[str]) -> Mapping[str, str]:
+        """Weights, precision and library that decide a sample's numbers, each as a word."""
+        if self._digest is None:
+            tensors = ((f"{part}.{name}", p) for part, m in self._modules.items() for name, p in m.named_parameters())
+            self._digest = digest(tensors, repr(sorted(self._scheduler.items())).encode())
+        return {
+            "checkpoint": self._digest,
+            "precision": str(self._dtype).removeprefix("torch."),
+            "torch": torch.__version__,
+            **{f"LoRA {name}": self._adapters[name].digest for name in adapters},
+        }
+
+    @property
+    def bytes(self) -> int:
+        """Weights of all components."""
+        return sum(p.numel() * p.element_size() for module in self._modules.values() for p in module.parameters())
+
+    def release(self) -> None:
+        """Drop the weights."""
+        self._transformer = self._vae = None
+        self._modules.clear()
+        self._mixers.clear()
+        self._encodings.clear()
+        self._adapters.clear()
+        del self._mixer
