@@ -23,6 +23,7 @@ from streamapp.engine import Engine, Job
 
 CAP = 8
 REQUESTS = 64
+PROMPTS = 8
 #: Requests that arrive at once, then one more a tick.
 FIRST = 12
 STEPS = (6, 8, 10, 12, 16)
@@ -48,7 +49,7 @@ def requests() -> list[Job]:
     return [
         Job(
             model="m",
-            prompt=f"apple {number % 8}",
+            prompt=f"apple {number % PROMPTS}",
             width=models.SIDE,
             height=models.SIDE,
             num_inference_steps=chance.choice(STEPS),
@@ -166,12 +167,12 @@ def alone(folder: Path, rounds: int) -> Figure:
     watched = Watched(folder, 1)
     chance = random.Random(2)
     ticks, forwards = [], []
-    for number in range(rounds + 2):
+    for number in range(rounds + PROMPTS):
         pairs = Pairs()
         watched.submit(requests()[number % REQUESTS])
         while not watched.engine.idle:
             watched.tick(pairs, chance)
-        if number >= 2:
+        if number >= PROMPTS:  # by then all are encoded
             ticks.append(statistics.mean(pairs.wall))
             forwards.append(statistics.mean(pairs.raw[1]))
     watched.engine.close()
