@@ -245,8 +245,9 @@ class MMDiTCheckpoint:
 
     @property
     def bytes(self) -> int:
-        """Weights of all components."""
-        return sum(p.numel() * p.element_size() for module in self._modules.values() for p in module.parameters())
+        """Weights of all components, and the factors that rows of a batch hold."""
+        weights: int = sum(p.numel() * p.element_size() for m in self._modules.values() for p in m.parameters())
+        return weights + sum(mixer.bytes for mixer in self._mixers.values())
 
     def release(self) -> None:
         """Drop the weights."""

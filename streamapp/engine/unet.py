@@ -251,7 +251,7 @@ class UNetCheckpoint:
     def bytes(self) -> int:
         """Weights of all components, and the factors that rows of a batch hold."""
         modules = (self._unet, self._vae, *(encoder.model for encoder in self._encoders))
-        weights = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+        weights: int = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
         return weights + sum(mixer.bytes for mixer in self._mixers())
 
     def release(self) -> None:
