@@ -123,7 +123,8 @@ class Caps:
     def learn(self, sample: Sample, rows: int, seconds: float, memory: tuple[int, int] | None) -> None:
         """A tick of this sample's key was run; ``memory`` is its peak and what there is, in bytes."""
         # Taken out and put back, so that the first ones are those that were drawn longest ago.
-        costs = self._costs[sample.key] = self._costs.pop(sample.key, None) or Costs()
+        costs = self._costs.pop(sample.key) if sample.key in self._costs else Costs()
+        self._costs[sample.key] = costs
         while len(self._costs) > KINDS:
             oldest = next(iter(self._costs))
             del self._costs[oldest]

@@ -100,6 +100,23 @@ def test_every_parameter_comes_from_the_file(file: Path, small: Architecture, tm
         assert caught.value.code == "load_failed"
 
 
+def test_what_published_files_hold_beside_is_no_hindrance(file: Path, small: Architecture, tmp_path: Path) -> None:
+    """Training's leftovers, tables of positions, the marks of v-prediction; all of it in half precision."""
+    path = tmp_path / "published.safetensors"
+    beside = {
+        "conditioner.embedders.1.model.logit_scale": torch.tensor(4.6),
+        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+        "betas": torch.zeros(10),
+        "model_ema.decay": torch.zeros(1),
+        "v_pred": torch.zeros(0),
+        "ztsnr": torch.zeros(0),
+    }
+    save_file({name: tensor.half() for name, tensor in load_file(file).items()} | beside, path)
+    found = read(path, small)
+    assert (found.scheduler["prediction_type"], found.scheduler["rescale_betas_zero_snr"]) == ("v_prediction", True)
+    assert {module.dtype for module in (found.unet, found.vae, *(text for _, text in found.texts))} == {torch.float32}
+
+
 def test_a_file_without_its_second_encoder_says_so(file: Path, small: Architecture, tmp_path: Path) -> None:
     path = tmp_path / "part.safetensors"
     save_file({name: t for name, t in load_file(file).items() if "embedders.1" not in name}, path)
