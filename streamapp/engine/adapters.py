@@ -21,6 +21,8 @@ OTHER_KINDS = {
     "lokr_w1_a": "LoKr",
     "dora_scale": "DoRA",
     "lora_magnitude_vector": "DoRA",
+    # Trained together with a wider input and norms.
+    "query_norm": "Flux Control LoRA",
 }
 #: Names of adapters with their weights.
 Combination = tuple[tuple[str, float], ...]

@@ -47,7 +47,8 @@ class Job:
     """One request: ``num_images`` samples that share everything but their seed (image ``i`` uses ``seed + i``).
 
     ``width`` and ``height`` are pixels. ``output`` is ``pil``, ``rgb`` (:class:`~streamapp.engine.events.Picture`) or
-    ``latent`` (the diffusers pipeline's layout, ``(4, height / 8, width / 8)``).
+    ``latent`` (the diffusers pipeline's layout, ``(4, height / 8, width / 8)``). ``true_cfg_scale`` above 1 gives Flux,
+    whose guidance is an input, the second branch that a negative prompt needs; other families take 1 only.
 
     ``image`` is a picture to start from and ``mask_image`` is white where it is drawn anew, both of the job's size and
     what :func:`~streamapp.engine.preprocess.rgb` reads; ``strength`` (above 0, at most 1) is the share of the steps
@@ -61,6 +62,7 @@ class Job:
     height: int = 512
     num_inference_steps: int = 20
     guidance_scale: float = 7.5
+    true_cfg_scale: float = 1.0
     sampler: str = "Auto"
     schedule: str | None = None
     seed: int = 0
@@ -83,6 +85,7 @@ class Job:
         _within("height", self.height, 64, 2048)
         _within("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
         _within("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE)
+        _within("true_cfg_scale", self.true_cfg_scale, 0, MAX_GUIDANCE)
         _within("num_images", self.num_images, 1, MAX_IMAGES)
         _within("seed", self.seed, 0, 2**63 - 1)
         if len(self.loras) > MAX_ADAPTERS:
@@ -133,6 +136,12 @@ def _checked(controls: Sequence[Control]) -> tuple[Control, ...]:
             message = f"control {control.model} starts at {control.start} and ends at {control.end};"
             raise _invalid("controls", f"{message} it must be 0 <= start < end <= 1")
     return tuple(replace(each, image=raw(each.image, f"picture of control {each.model}")) for each in controls)
+
+
+def one_scale(job: Job, family: str) -> None:
+    """Refuse ``true_cfg_scale`` where ``guidance_scale`` has a branch of its own already."""
+    if job.true_cfg_scale != 1:
+        raise _invalid("true_cfg_scale", f"true_cfg_scale is for flux; {family} has guidance_scale")
 
 
 def _invalid(field: str, message: str) -> EngineError:

@@ -17,6 +17,7 @@ from streamapp.engine.clip import Conditioning, Encodings, Wanted
 from streamapp.engine.digests import digest
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
+from streamapp.engine.job import one_scale
 from streamapp.engine.mixing import Mixer
 from streamapp.engine.noise import Noise
 from streamapp.engine.pictures import results
@@ -47,6 +48,8 @@ class MMDiTCheckpoint:
     family = ""
     #: diffusers' reader of this family's LoRA files.
     lora_loader = ""
+    #: Whether layers of its text encoders can be skipped.
+    skips = False
 
     def __init__(
         self,
@@ -88,10 +91,14 @@ class MMDiTCheckpoint:
         raise NotImplementedError
 
     def _call(
-        self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, job: Any
+        self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, jobs: Sequence[Any]
     ) -> torch.Tensor:
-        """The transformer's prediction for rows of one size."""
+        """The transformer's prediction for rows of one size; ``jobs`` are those of the rows."""
         raise NotImplementedError
+
+    def _scale(self, job: Any) -> float:
+        """Of both branches."""
+        return float(job.guidance_scale)
 
     def _guided(self, base: torch.Tensor, model: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Both branches as one prediction (Ho and Salimans 2022)."""
@@ -118,8 +125,12 @@ class MMDiTCheckpoint:
             raise EngineError(
                 "invalid_job", f"{job.width}x{job.height}: sides must be multiples of {TOKEN} pixels", field="width"
             )
+        if job.clip_skip != 1 and not self.skips:
+            raise EngineError("invalid_job", f"{self.family} skips no layers; leave clip_skip out", field="clip_skip")
         if job.controls:
             raise EngineError("invalid_job", f"{self.family} checkpoints take no ControlNets yet", field="controls")
+        if self.family != "flux":
+            one_scale(job, self.family)
         for name in ("image", "mask_image"):
             if getattr(job, name) is not None:
                 message = f"{self.family} checkpoints draw from text only so far; leave {name} out"
@@ -181,14 +192,15 @@ class MMDiTCheckpoint:
         if guided or order is not None:
             latents, timesteps = latents[twice], timesteps[twice]
         self._mixer.use([samples[place].adapters for place in twice], self._adapters)
-        predicted = self._call(conditions, latents.to(self._dtype), timesteps, samples[0].job).float()
+        jobs = [samples[place].job for place in twice]
+        predicted = self._call(conditions, latents.to(self._dtype), timesteps, jobs).float()
         self._mixer.use((), {})
         if order is not None:
             where = torch.tensor(order, device=predicted.device)
             predicted = torch.empty_like(predicted).index_copy_(0, where, predicted)
         base, model = predicted[: len(guided)], predicted[len(guided) :]
         if guided:
-            scale = base.new_tensor([s.job.guidance_scale for s in guided]).view(-1, *[1] * (base.dim() - 1))
+            scale = base.new_tensor([self._scale(s.job) for s in guided]).view(-1, *[1] * (base.dim() - 1))
             where = torch.tensor(places, device=base.device)
             model = model.index_copy(0, where, self._guided(base, model[places], scale))
         self._batch.finish(model)

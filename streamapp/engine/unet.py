@@ -22,6 +22,7 @@ from streamapp.engine.decoding import decoded
 from streamapp.engine.digests import digest
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
+from streamapp.engine.job import one_scale
 from streamapp.engine.mixing import Mixer
 from streamapp.engine.noise import Noise
 from streamapp.engine.pictures import results
@@ -95,6 +96,7 @@ class UNetCheckpoint:
                 "invalid_job", f"{job.width}x{job.height}: sides must be multiples of {FACTOR} pixels", field="width"
             )
         inputs.check(job, self._masked)
+        one_scale(job, self.family)
         schedule_for(job.sampler, job.num_inference_steps, self._scheduler, inputs.first_step(job))
         controls.check(job, self.controls, self._unet.config)
         for encoder in self._encoders:

@@ -21,6 +21,7 @@ MODULES: Mapping[str, str] = {
     "sdxl": "streamapp.engine.families.sdxl",
     "sd3": "streamapp.engine.families.sd3",
     "qwen_image": "streamapp.engine.families.qwen_image",
+    "flux": "streamapp.engine.families.flux",
     "fake": "streamapp.engine.families.fake",
 }
 #: What :meth:`~streamapp.engine.engine.Engine.load` takes for a ControlNet: it draws nothing itself.

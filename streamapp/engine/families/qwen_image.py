@@ -19,6 +19,7 @@ from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
 from streamapp.engine.flow_schedule import flow_schedule
 from streamapp.engine.mmdit import TOKEN, MMDiTCheckpoint, half
+from streamapp.engine.packed import pack, unpack
 from streamapp.engine.pipeline_folder import Part, read_parts
 from streamapp.engine.sample import Sample
 from streamapp.engine.solver import Schedule
@@ -93,13 +94,11 @@ class QwenImage(MMDiTCheckpoint):
         return last
 
     def _drawn(self, job: Any, generator: torch.Generator) -> torch.Tensor:
-        height, width = job.height // TOKEN, job.width // TOKEN
-        noise = torch.randn((1, 1, self._channels, 2 * height, 2 * width), generator=generator)
-        patches: torch.Tensor = noise.view(self._channels, height, 2, width, 2).permute(1, 3, 0, 2, 4)
-        return patches.reshape(height * width, 4 * self._channels)
+        noise = torch.randn((1, 1, self._channels, job.height // 8, job.width // 8), generator=generator)
+        return pack(noise[0, 0])
 
     def _call(
-        self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, job: Any
+        self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, jobs: Sequence[Any]
     ) -> torch.Tensor:
         text, mask = _padded([condition.text for condition in conditions])
         predicted: torch.Tensor = self._transformer(
@@ -107,7 +106,7 @@ class QwenImage(MMDiTCheckpoint):
             timestep=timesteps.to(self._dtype) / 1000,
             encoder_hidden_states=text.to(self._dtype),
             encoder_hidden_states_mask=mask,
-            img_shapes=[[(1, job.height // TOKEN, job.width // TOKEN)]] * len(conditions),
+            img_shapes=[[(1, jobs[0].height // TOKEN, jobs[0].width // TOKEN)]] * len(conditions),
             return_dict=False,
         )[0]
         return predicted
@@ -119,10 +118,7 @@ class QwenImage(MMDiTCheckpoint):
         return both * (lengths[0] / lengths[1])
 
     def _planes(self, sample: Sample) -> torch.Tensor:
-        height, width = sample.job.height // TOKEN, sample.job.width // TOKEN
-        patches = sample.latents.view(height, width, self._channels, 2, 2).permute(2, 0, 3, 1, 4)
-        planes: torch.Tensor = patches.reshape(self._channels, 2 * height, 2 * width)
-        return planes
+        return unpack(sample.latents, sample.job.height // TOKEN, sample.job.width // TOKEN)
 
     def _pixels(self, planes: torch.Tensor) -> torch.Tensor:
         config = self._vae.config

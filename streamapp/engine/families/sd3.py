@@ -61,6 +61,7 @@ class StableDiffusion3(MMDiTCheckpoint):
 
     family = "sd3"
     lora_loader = "SD3LoraLoaderMixin"
+    skips = True
 
     def __init__(self, device: Device, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
         texts = {name: parts[name] for name in (*CLIPS, T5) if parts[name] is not None}
@@ -116,9 +117,9 @@ class StableDiffusion3(MMDiTCheckpoint):
         return torch.randn((1, self._channels, job.height // 8, job.width // 8), generator=generator)[0]
 
     def _call(
-        self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, job: Any
+        self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, jobs: Sequence[Any]
     ) -> torch.Tensor:
-        del job
+        del jobs
         predicted: torch.Tensor = self._transformer(
             hidden_states=latents,
             timestep=timesteps,

@@ -1,0 +1,158 @@
+"""Flux.1 dev and schnell: CLIP's pooled vector, T5, a transformer over packed latents (Black Forest Labs 2024).
+
+A sample's latent equals that of ``FluxPipeline`` called for it alone with
+``torch.Generator("cpu").manual_seed(seed + i)``. dev takes guidance as an input of its one branch; a negative prompt
+counts only with ``true_cfg_scale`` above 1, which makes a second branch. schnell knows no guidance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamapp.engine.adapters import Combination
+from streamapp.engine.clip import Conditioning
+from streamapp.engine.errors import EngineError
+from streamapp.engine.families import Device
+from streamapp.engine.flow_schedule import flow_schedule
+from streamapp.engine.mmdit import TOKEN, MMDiTCheckpoint, half
+from streamapp.engine.names import AUTO, sampler_name
+from streamapp.engine.packed import pack, unpack
+from streamapp.engine.pipeline_folder import Part, read_parts
+from streamapp.engine.sample import Sample
+from streamapp.engine.solver import Schedule
+
+#: Tokens of T5: the pipeline's default for both variants.
+T5_LENGTH = 512
+#: Variants that a row may name; the tensors tell them apart anyway.
+VARIANTS = frozenset({"dev", "schnell"})
+UNGUIDED = "guidance was left out: this checkpoint (schnell) draws without"
+
+
+def load(path: Path, device: Device, options: Mapping[str, Any]) -> Flux:
+    """Load a diffusers folder, without any network.
+
+    Raises:
+        EngineError: ``load_failed`` with what is missing or unreadable.
+    """
+    variant = options.get("variant")
+    if variant is not None and variant not in VARIANTS:
+        raise EngineError("load_failed", f"flux has no variant {variant!r}; known: {', '.join(sorted(VARIANTS))}")
+    torch.set_num_threads(device.threads)
+    dtype = half(device)
+    parts, scheduler = read_parts(
+        path,
+        {
+            "tokenizer": Part("transformers", "CLIPTokenizer"),
+            "text_encoder": Part("transformers", "CLIPTextModel", dtype),
+            "tokenizer_2": Part("transformers", "T5TokenizerFast"),
+            "text_encoder_2": Part("transformers", "T5EncoderModel", dtype),
+            "transformer": Part("diffusers", "FluxTransformer2DModel", dtype),
+            "vae": Part("diffusers", "AutoencoderKL", torch.float32),
+        },
+    )
+    config = parts["transformer"].config
+    if config.out_channels not in (None, config.in_channels):
+        raise EngineError("load_failed", "its transformer takes a picture beside the latents: Fill and Control"
+                          " checkpoints are not drawn yet")  # fmt: skip
+    return Flux(device, parts, scheduler)
+
+
+class Flux(MMDiTCheckpoint):
+    """A loaded checkpoint; a sample's latents are packed as the pipeline's, ``(tokens, 4 C)``."""
+
+    family = "flux"
+    lora_loader = "FluxLoraLoaderMixin"
+
+    def __init__(self, device: Device, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
+        texts = {name: parts[name] for name in ("text_encoder", "text_encoder_2")}
+        super().__init__(device, texts, ("text_encoder",), parts["transformer"], parts["vae"], scheduler)
+        self._clip_tokenizer, self._t5_tokenizer = parts["tokenizer"], parts["tokenizer_2"]
+        self._distilled = bool(parts["transformer"].config.guidance_embeds)
+
+    def validate(self, job: Any) -> None:
+        """Also: a negative prompt needs its branch."""
+        super().validate(job)
+        if job.negative_prompt is not None and not job.true_cfg_scale > 1:
+            raise EngineError(
+                "invalid_job",
+                "Flux takes a negative prompt only with true_cfg_scale above 1, at twice the time; leave it out",
+                field="negative_prompt",
+            )
+
+    def rows(self, job: Any) -> int:
+        """Two only with a negative prompt: guidance itself is an input."""
+        return 2 if job.true_cfg_scale > 1 and job.negative_prompt is not None else 1
+
+    def _scale(self, job: Any) -> float:
+        return float(job.true_cfg_scale)
+
+    def _note(self, sample: Sample) -> None:
+        super()._note(sample)
+        if not self._distilled and sample.job.guidance_scale > 0:
+            sample.notes = (*sample.notes, UNGUIDED)
+
+    def _schedule(self, job: Any) -> Schedule:
+        places = (job.height // TOKEN) * (job.width // TOKEN)
+        # The pipeline gives its even sigmas to schedulers made for flow matching only.
+        even = sampler_name(job.sampler) in {AUTO, "Euler"}
+        return flow_schedule(job.sampler, job.num_inference_steps, self._scheduler, places, even=even)
+
+    def _encode(self, texts: Sequence[str], clip_skip: int, adapters: Combination) -> Sequence[Conditioning]:
+        """T5's states, padded to one length, and CLIP's pooled vector."""
+        del clip_skip
+        ids = _ids(self._t5_tokenizer, texts, T5_LENGTH).to(self._device.name)
+        states = self._modules["text_encoder_2"](ids)[0]
+        mixer = self._mixers["text_encoder"]
+        mixer.use([adapters] * len(texts), self._adapters)
+        words = _ids(self._clip_tokenizer, texts, self._clip_tokenizer.model_max_length).to(self._device.name)
+        pooled = self._modules["text_encoder"](words).pooler_output
+        mixer.use((), {})
+        return [Conditioning(*pair) for pair in zip(states, pooled, strict=True)]
+
+    def _drawn(self, job: Any, generator: torch.Generator) -> torch.Tensor:
+        noise = torch.randn((1, self._channels, job.height // 8, job.width // 8), generator=generator)
+        return pack(noise[0])
+
+    def _call(
+        self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, jobs: Sequence[Any]
+    ) -> torch.Tensor:
+        text = torch.stack([condition.text for condition in conditions]).to(self._dtype)
+        places = torch.zeros(jobs[0].height // TOKEN, jobs[0].width // TOKEN, 3)
+        places[..., 1] += torch.arange(places.shape[0])[:, None]
+        places[..., 2] += torch.arange(places.shape[1])
+        guidance = torch.tensor([job.guidance_scale for job in jobs], device=latents.device, dtype=torch.float32)
+        predicted: torch.Tensor = self._transformer(
+            hidden_states=latents,
+            timestep=timesteps.to(self._dtype) / 1000,
+            guidance=guidance if self._distilled else None,
+            pooled_projections=torch.stack([c.pooled for c in conditions if c.pooled is not None]).to(self._dtype),
+            encoder_hidden_states=text,
+            txt_ids=torch.zeros(text.shape[1], 3, device=latents.device, dtype=self._dtype),
+            img_ids=places.reshape(-1, 3).to(latents.device, self._dtype),
+            return_dict=False,
+        )[0]
+        return predicted
+
+    def _planes(self, sample: Sample) -> torch.Tensor:
+        return unpack(sample.latents, sample.job.height // TOKEN, sample.job.width // TOKEN)
+
+    def _pixels(self, planes: torch.Tensor) -> torch.Tensor:
+        config = self._vae.config
+        scaled = planes / config.scaling_factor + config.shift_factor
+        images: torch.Tensor = self._vae.decode(scaled.to(self._vae.dtype), return_dict=False)[0]
+        return images
+
+    @property
+    def _channels(self) -> int:
+        return int(self._transformer.config.in_channels) // 4
+
+
+def _ids(tokenizer: Any, texts: Sequence[str], length: int) -> torch.Tensor:
+    """Tokens ``(B, length)``: padded, and cut at the end."""
+    given = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+    ids: torch.Tensor = tokenizer(list(texts), **given).input_ids
+    return ids
