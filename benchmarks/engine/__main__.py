@@ -31,7 +31,8 @@ def plan(folder: Path, pipeline: Any, quick: bool) -> dict[tuple[str, ...], Meas
     unet = pipeline.unet.eval().requires_grad_(False)
 
     def whole(rounds: int, beside: int) -> list[Figure]:
-        figure = ticks.efficiency(folder, rounds)
+        models.flux(folder / "flux")
+        figure = ticks.efficiency({ticks.UNET: folder, ticks.DIT: folder / "flux"}, rounds)
         figure.facts = {**figure.facts, **stock.images_per_second(pipeline, folder, beside)}
         return [figure]
 

@@ -1,7 +1,8 @@
 """Small checkpoints with random weights whose forward takes 10 ms and more on one core, so that overheads are honest.
 
 The U-Net (7 M parameters) has the blocks of Stable Diffusion 1, narrower, and draws 64² pixels; the transformer (14 M)
-has those of Flux, with guidance as an input. Text encoders and VAEs are tiny: they are not what is measured.
+has those of Flux, with guidance as an input. Where the engine draws with a transformer it is a narrower one (1 M), as
+that family reads 512 tokens of text. Text encoders and VAEs are tiny: they are not what is measured.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import diffusers
 import torch
 
-from tests.engine import tiny
+from tests.engine import tiny, tiny_sd3
 
 #: Pixels of a side of the U-Net's pictures; its latents are an eighth of it.
 SIDE = 64
@@ -43,6 +44,11 @@ DIT = {
 }
 
 
+#: Of the pipeline that the engine draws with: T5 has so many tokens.
+FLUX = {**DIT, "num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2, "joint_attention_dim": tiny_sd3.WIDTH}
+T5_TOKENS = 512
+
+
 def sd15(folder: Path) -> Any:
     """A Stable Diffusion pipeline with the small U-Net, saved to ``folder`` for the engine."""
     torch.manual_seed(0)
@@ -62,6 +68,33 @@ def sd15(folder: Path) -> Any:
     made.save_pretrained(folder, safe_serialization=True)
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def flux(folder: Path) -> Any:
+    """A Flux pipeline with a small transformer, saved to ``folder`` for the engine."""
+    torch.manual_seed(0)
+    transformer: Any = diffusers.FluxTransformer2DModel
+    kind: Any = diffusers.FluxPipeline
+    flow: Any = diffusers.FlowMatchEulerDiscreteScheduler
+    tokenizer_2, encoder_2 = tiny_sd3.t5()
+    made = kind(
+        transformer=transformer(**FLUX),
+        scheduler=flow(use_dynamic_shifting=True),
+        vae=tiny_sd3.vae(),
+        text_encoder=tiny.text_encoder(TEXT_WIDTH),
+        tokenizer=tiny.tokenizer(),
+        text_encoder_2=encoder_2,
+        tokenizer_2=tokenizer_2,
+    )
+    made.save_pretrained(folder, safe_serialization=True)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def flux_inputs(rows: int) -> dict[str, Any]:
+    """What one forward of ``rows`` rows of that pipeline takes."""
+    long = {"encoder_hidden_states": torch.randn(rows, T5_TOKENS, tiny_sd3.WIDTH), "txt_ids": torch.zeros(T5_TOKENS, 3)}
+    return {**dit_inputs(rows), **long}
 
 
 def unet_inputs(rows: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import random
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,21 @@ COMMON_STEPS = 30
 SAMPLERS = ("Euler", "Euler a", "DPM++ 2M", "DDIM", "UniPC")
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A denoiser to measure with: its family, what a raw forward takes, samplers, and where the engine keeps it."""
+
+    name: str
+    family: str
+    inputs: Callable[[int], dict[str, Any]]
+    samplers: Sequence[str]
+    attribute: str
+
+
+UNET = Kind("U-Net", "sd15", models.unet_inputs, SAMPLERS, "_unet")
+DIT = Kind("DiT", "flux", models.flux_inputs, ("Euler", "DPM++ 2M", "UniPC"), "_transformer")
+
+
 @dataclass
 class Pairs:
     """Seconds of ticks and of raw forwards, by the rows of the tick; the forward's own part of each tick."""
@@ -43,7 +58,7 @@ class Pairs:
     raw: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
-def requests() -> list[Job]:
+def requests(samplers: Sequence[str] = SAMPLERS) -> list[Job]:
     """The 64 requests: steps, samplers and prompts mixed; guidance of one, so that a row is a sample."""
     chance = random.Random(7)
     return [
@@ -54,7 +69,7 @@ def requests() -> list[Job]:
             height=models.SIDE,
             num_inference_steps=chance.choice(STEPS),
             guidance_scale=1.0,
-            sampler=chance.choice(SAMPLERS),
+            sampler=chance.choice(samplers),
             seed=number,
             output="latent",
         )
@@ -62,20 +77,14 @@ def requests() -> list[Job]:
     ]
 
 
-def unet_of(engine: Engine) -> Any:
-    """The U-Net that the engine runs."""
-    checkpoint: Any = engine._checkpoints["m"]
-    return checkpoint._unet
-
-
 class Watched:
     """An engine whose ticks are timed beside raw forwards of the denoiser."""
 
-    def __init__(self, folder: Path, cap: int) -> None:
+    def __init__(self, folder: Path, cap: int, kind: Kind = UNET) -> None:
         self.engine = Engine(max_batch_rows=cap)
-        self.engine.load("m", folder)
-        self.denoiser = unet_of(self.engine)
-        self._inputs = {rows: models.unet_inputs(rows) for rows in range(1, cap + 1)}
+        self.engine.load("m", folder, kind.family)
+        self.denoiser: Any = getattr(self.engine._checkpoints["m"], kind.attribute)
+        self._inputs = {rows: kind.inputs(rows) for rows in range(1, cap + 1)}
         self._began = 0.0
         self._spent = 0.0
         self._submitting = 0.0
@@ -137,11 +146,27 @@ def trace(watched: Watched, jobs: Sequence[Job], chance: random.Random) -> Pairs
     return pairs
 
 
-def efficiency(folder: Path, rounds: int) -> Figure:
-    """P1a on the U-Net."""
-    watched = Watched(folder, CAP)
+def efficiency(folders: Mapping[Kind, Path], rounds: int) -> Figure:
+    """P1a on the U-Net and on the transformer; the worse counts."""
+    values: list[float] = []
+    legs: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
+    fills = []
+    for kind, folder in folders.items():
+        roof, wall, fill = _traced(folder, kind, rounds)
+        found = ratios(roof, wall)
+        values += found
+        legs |= {f"{kind.name} raw": summary(roof), f"{kind.name} engine": summary(wall)}
+        facts[kind.name] = [round(value, 4) for value in found]
+        fills.append(fill)
+    return Figure("P1a", values, rounds, legs, {**facts, "rows / cap while anything waits": min(fills)})
+
+
+def _traced(folder: Path, kind: Kind, rounds: int) -> tuple[list[float], list[float], float]:
+    """By round: seconds of raw forwards and of the engine between the first and the last full batch; how full."""
+    watched = Watched(folder, CAP, kind)
     chance = random.Random(1)
-    jobs = requests()
+    jobs = requests(kind.samplers)
     trace(watched, jobs, chance)
     roof, wall, fill = [], [], []
     for _ in range(rounds):
@@ -153,13 +178,7 @@ def efficiency(folder: Path, rounds: int) -> Figure:
         wall.append(sum(pairs.wall[place] for place in span))
         fill.append(statistics.mean(rows / CAP for rows, more in zip(pairs.rows, pairs.waiting, strict=True) if more))
     watched.engine.close()
-    return Figure(
-        "P1a",
-        ratios(roof, wall),
-        rounds,
-        {"raw": summary(roof), "engine": summary(wall)},
-        {"U-Net": [round(value, 4) for value in ratios(roof, wall)], "rows / cap while anything waits": min(fill)},
-    )
+    return roof, wall, min(fill)
 
 
 def alone(folder: Path, rounds: int) -> Figure:
