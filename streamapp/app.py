@@ -53,6 +53,7 @@ WEB = (
     "web.health",
     "web.status",
     "web.fetches",
+    "web.inputs",
     "web.loras",
     "web.openapi",
     "web.page",

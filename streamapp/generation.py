@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 #: P0 and P1 travel on the family's urgent topic; P3 is batch work.
 Priority = Annotated[int, Field(ge=0, le=3)]
 MAX_SEED = 2**32 - 1
+#: Widest soft edge of a mask, in pixels of the delivered picture.
+MAX_FEATHER = 64
 
 
 class LoraRef(BaseModel):
@@ -30,6 +32,38 @@ class Size(BaseModel):
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height}"
+
+
+class InputRef(BaseModel):
+    """A picture that was sent in: the SHA-256 (hex) of its file, which is in the storage, and its size in pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    width: int
+    height: int
+
+    @property
+    def name(self) -> str:
+        """How requests and recipes name it."""
+        return f"sha256:{self.digest}"
+
+
+class Start(BaseModel):
+    """The picture that a task starts from.
+
+    ``mask`` is white where it is drawn anew; all else stays as it is, but for a soft edge of ``feather`` pixels of the
+    delivered picture. ``strength`` (above 0, at most 1) is the share of the steps that is done. ``resize`` is how the
+    picture is brought to the delivered size: see :func:`streamapp.engine.images.resized`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    image: InputRef
+    mask: InputRef | None = None
+    strength: float = Field(gt=0, le=1)
+    resize: Literal["crop", "fill", "stretch"] = "crop"
+    feather: int = Field(4, ge=0, le=MAX_FEATHER)
 
 
 class Fallback(BaseModel):
@@ -63,12 +97,12 @@ class GenerationParams(BaseModel):
 
     ``prompt`` already holds the words of ``style``; ``text`` is what the user typed. ``drawn`` is what the
     denoiser draws, ``delivered`` what the user receives (enlarged when the model cannot draw that large).
-    Image ``i`` of ``n`` uses ``seed + i``.
+    Image ``i`` of ``n`` uses ``seed + i``. ``kind`` says whether there is a picture to start from, and a mask.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    kind: Literal["txt2img"] = "txt2img"
+    kind: Literal["txt2img", "img2img", "inpaint"] = "txt2img"
     text: str
     prompt: str
     negative_prompt: str | None = None
@@ -84,9 +118,15 @@ class GenerationParams(BaseModel):
     clip_skip: int = 1
     seed: int = Field(ge=0, le=MAX_SEED)
     n: int = Field(1, ge=1)
+    start: Start | None = None
     notes: tuple[str, ...] = ()
     fallback: Fallback | None = None
     instead_of: Replaced | None = None
+
+    @property
+    def denoised(self) -> int:
+        """Steps that are really done: fewer than ``steps`` where a picture is only partly redrawn."""
+        return self.steps if self.start is None else max(1, int(self.steps * self.start.strength))
 
     def fall_back(self, reason: str) -> GenerationParams:
         """The same task for its fallback model; ``reason`` says why, also in the notes."""

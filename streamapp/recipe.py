@@ -82,10 +82,20 @@ def recipe_body(params: GenerationParams, index: int) -> dict[str, Any]:
         "clip_skip": params.clip_skip,
         "seed": image_seed(params, index),
         "negative_text": params.negative_prompt,
+        **_start(params),
         "batch_size": 1,
         "loras": [{"name": lora.name, "weight": lora.weight} for lora in params.loras] or None,
     }
     return {"text": params.text, "params": {name: value for name, value in fields.items() if value is not None}}
+
+
+def _start(params: GenerationParams) -> dict[str, Any]:
+    """The picture that is started from, by digest."""
+    start = params.start
+    if start is None:
+        return {}
+    fields = {"init_image": start.image.name, "strength": start.strength, "resize_mode": start.resize}
+    return fields | ({} if start.mask is None else {"mask": start.mask.name, "mask_feather": start.feather})
 
 
 def image_seed(params: GenerationParams, index: int) -> int:
@@ -172,6 +182,8 @@ def infotext(recipe: Mapping[str, Any]) -> str:
         "Seed": str(params["seed"]),
         "Size": origin["drawn_at"],
         # Other tools take an absent one for 1.
+        "Denoising strength": f"{params['strength']:g}" if "strength" in params else "",
+        "Mask blur": str(params.get("mask_feather", "")),
         "Clip skip": "" if params.get("clip_skip", 1) == 1 else str(params["clip_skip"]),
         "Model hash": digest[:10],
         "Model": params["model"],

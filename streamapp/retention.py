@@ -1,4 +1,4 @@
-"""Forgets what is older than ``keep_days``: ended tasks with their pictures, webhooks and dead letters.
+"""Forgets what is older than ``keep_days``: ended tasks with their pictures, webhooks and dead letters, and inputs.
 
 One process does it, chosen by a row in ``leases``, in small batches. Files go before rows, so that a crash in between
 leaves a row to find them by; deleting what is gone already is harmless.
@@ -11,9 +11,9 @@ import secrets
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from streamapp.db import ENDED, Past, Retention
+from streamapp.db import ENDED, Inputs, Past, Retention
 from streamapp.errors import AppError, Unavailable
-from streamapp.storage import Storage, image_key
+from streamapp.storage import Storage, image_key, input_key
 from streamapp.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -38,8 +38,11 @@ class Elects(Protocol):
 class Purger:
     """Forgets ended tasks; ``keep_s`` is how long they are kept, in seconds."""
 
-    def __init__(self, retention: Retention, storage: Storage, leases: Elects, keep_s: float, name: str) -> None:
+    def __init__(
+        self, retention: Retention, inputs: Inputs, storage: Storage, leases: Elects, keep_s: float, name: str
+    ) -> None:
         self._retention = retention
+        self._inputs = inputs
         self._storage = storage
         self._leases = leases
         self._keep_s = keep_s
@@ -68,7 +71,7 @@ class Purger:
         forgotten = 0
         for state in sorted(ENDED):
             after = ""
-            while await self._leases.lease("retention", self._holder, max(30.0, 3 * self.interval)):
+            while await self._elected():
                 batch = await self._retention.ended_before(state, self._keep_s, after, BATCH)
                 if not batch:
                     break
@@ -77,7 +80,22 @@ class Purger:
                 await asyncio.sleep(PAUSE)
         if forgotten:
             log.info("old tasks and their pictures are forgotten", action="purged", tasks=forgotten)
+        await self._sweep_inputs()
         return forgotten
+
+    async def _sweep_inputs(self) -> None:
+        """Forget pictures that were sent in and that nobody uses: the row first, so that nobody names it any more."""
+        while await self._elected():
+            batch = await self._inputs.unused(self._keep_s, BATCH)
+            for digest in batch:
+                if await self._inputs.forget(digest, self._keep_s):
+                    await self._storage.delete(input_key(digest))
+            if len(batch) < BATCH:
+                return
+            await asyncio.sleep(PAUSE)
+
+    async def _elected(self) -> bool:
+        return await self._leases.lease("retention", self._holder, max(30.0, 3 * self.interval))
 
     async def _delete_files(self, batch: Iterable[Past]) -> list[str]:
         """Delete the pictures of tasks; the tasks of which none is left."""
@@ -116,4 +134,4 @@ async def purge(runtime: Runtime) -> None:
         await asyncio.Event().wait()
     retention = Retention(runtime.database)
     keep_s = settings.keep_days * DAY
-    await Purger(retention, runtime.storage, runtime.delivery, keep_s, settings.worker_id).run()
+    await Purger(retention, runtime.inputs, runtime.storage, runtime.delivery, keep_s, settings.worker_id).run()

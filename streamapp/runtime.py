@@ -19,6 +19,7 @@ from streamapp.db import (
     Database,
     DeadLetters,
     Delivery,
+    Inputs,
     LoraRow,
     ModelRow,
     Registry,
@@ -61,6 +62,7 @@ class Runtime:
     claims: Claims
     letters: DeadLetters
     registry: Registry
+    inputs: Inputs
     shelf: Shelf
     cache: DiskCache
     fetches: Fetches
@@ -134,6 +136,7 @@ async def open_runtime(app: StreamApp) -> Runtime:
         claims=claims,
         letters=DeadLetters(database),
         registry=registry,
+        inputs=Inputs(database),
         shelf=shelf,
         cache=cache,
         fetches=fetches,
@@ -220,7 +223,7 @@ def _open_work(
     from streamapp.worker.pictures import Orders
     from streamapp.worker.preparing import Preparing
 
-    orders = Orders(app.settings, registry, bring)
+    orders = Orders(app.settings, registry, Inputs(registry.database), storage, bring)
     worker = _open_worker(app, claims, orders, storage, clock)
     preparing = Preparing(
         app.settings,

@@ -106,6 +106,9 @@ class Settings(BaseSettings):
     max_images: int = Field(100, ge=1, le=100)
     max_prompt_chars: Count = 4_000
     max_request_bytes: Count = 1024 * 1024
+    max_input_bytes: Count = 10 * 1024**2
+    max_input_pixels: Count = 32_000_000
+    allow_private_inputs: bool = False
     max_message_bytes: Count = 64 * 1024
     deadline_urgent: Seconds | None = 300.0
     deadline_normal: Seconds | None = None

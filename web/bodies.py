@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from streamapp.errors import InvalidRequest
 from streamapp.generation import MAX_SEED, LoraRef, Size
 from streamapp.models.sizes import MAX_DELIVERED, MIN_DELIVERED, parse_size
-from streamapp.submit import ClipSkip, Guidance, Steps, Submission
+from streamapp.submit import ClipSkip, Feather, Guidance, ResizeMode, Steps, Strength, Submission
 
 #: What other services call a field of ours.
 SYNONYMS = {
@@ -29,15 +29,18 @@ SYNONYMS = {
     "checkpoint": "model",
     "sampler_name": "sampler",
     "webhook": "callback_url",
+    "image": "init_image",
+    "image_url": "init_image",
+    "mask_image": "mask",
+    "mask_url": "mask",
+    "mask_blur": "mask_feather",
+    "denoising_strength": "strength",
 }
 #: Asked for by users and on the way; refused until they do something.
 PLANNED = frozenset(
     [
         "controlnet",
         "hires_fix",
-        "image_url",
-        "init_image",
-        "mask",
         "output_format",
         "postprocess",
         "upscale",
@@ -99,6 +102,24 @@ class Params(BaseModel):
         None, description="Picture i uses seed + i. -1, or nothing, draws one."
     )
     negative_text: str | None = Field(None, description="What the pictures shall not show.")
+    init_image: str | None = Field(
+        None,
+        min_length=1,
+        description="The picture to start from: base64 or a `data:` address of a PNG, JPEG or WebP file, its `http(s)` "
+        "address, or `sha256:…` as an upload or a recipe names it. Without `resolution` its size is delivered.",
+    )
+    mask: str | None = Field(
+        None, min_length=1, description="White where the picture is drawn anew, of its size; given like `init_image`."
+    )
+    strength: Annotated[Strength, Number] | None = Field(
+        None, description="Share of the steps that is done from `init_image`: 0.8, with a mask 1, unless given."
+    )
+    resize_mode: ResizeMode | None = Field(
+        None, description="How `init_image` is brought to `resolution`: cut off, edges drawn out, or stretched."
+    )
+    mask_feather: Annotated[Feather, Number] | None = Field(
+        None, description="Pixels over which the mask's edge fades in the delivered picture, 4 unless given."
+    )
     batch_size: Annotated[int, Number, Field(ge=1)] = Field(1, description="How many pictures.")
     model: str | None = Field(None, min_length=1, max_length=200, examples=["pocket"])
     fallback_model: str | None = Field(
@@ -188,6 +209,11 @@ def submission(body: Generate, request: Mapping[str, Any], *, key: str | None, t
         clip_skip=params.clip_skip,
         seed=None if params.seed == -1 else params.seed,
         negative=params.negative_text,
+        init_image=params.init_image,
+        mask=params.mask,
+        strength=params.strength,
+        resize_mode=params.resize_mode,
+        mask_feather=params.mask_feather,
         n=params.batch_size,
         prefetch=body.prefetch,
         priority=body.priority,

@@ -8,13 +8,16 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from streamapp.errors import InvalidRequest, Unavailable
+from streamapp.errors import InvalidRequest, TooLarge, Unavailable
 from streamapp.submit import submit
 from web.answers import API, ok
 from web.auth import USER
 from web.bodies import parse, submission
 from web.task_json import accepted
 
+#: Fields that may hold a whole picture, and what may stand before its base64.
+PICTURES = ("init_image", "mask")
+DATA_HEAD = 200
 #: How deep lists and objects of a body may lie in each other; a recipe has four levels.
 DEEPEST = 32
 TRACE = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
@@ -26,7 +29,7 @@ def attach(app: Any) -> None:
     async def generate(request: web.Request) -> web.Response:
         if app.closing.is_set():
             raise Unavailable("this process is stopping: send it again, and another one answers", retry_after=2)
-        body = await read_object(request)
+        body = await _with_pictures(app, request)
         trace = request.headers.get("traceparent", "")
         asked = submission(
             parse(body),
@@ -38,6 +41,31 @@ def attach(app: Any) -> None:
         return ok(accepted(app, done), "accepted" if done.created else "accepted before")
 
     app.web.web_app.router.add_post(f"{API}/image/generate", generate)
+
+
+async def _with_pictures(app: Any, request: web.Request) -> dict[str, Any]:
+    """The body of a submit: pictures in it are no part of what ``max_request_bytes`` limits.
+
+    Raises:
+        InvalidRequest: see :func:`read_object`.
+        TooLarge: what is left without them is larger.
+    """
+    settings = app.settings
+    most = settings.max_request_bytes + 2 * (settings.max_input_bytes * 4 // 3 + DATA_HEAD)
+    larger = request.clone(client_max_size=most)
+    size, limit = len(await larger.read()), settings.max_request_bytes
+    refusal = TooLarge(f"the request, without its pictures, is larger than {limit} bytes, the limit here", limit=limit)
+    try:
+        body = await read_object(larger)
+    except InvalidRequest as error:
+        if size > limit:
+            raise refusal from error
+        raise
+    params = body.get("params")
+    held = [params.get(name) for name in PICTURES] if isinstance(params, dict) else []
+    if size - sum(len(text) for text in held if isinstance(text, str)) > limit:
+        raise refusal
+    return body
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from streamapp import __version__
 from streamapp.db import State
 from web.answers import API, raw
 from web.bodies import Generate
-from web.operations import REFS, in_data, operation, record, ref
+from web.operations import REFS, in_data, inputs, operation, record, ref
 from web.weights_document import weights
 
 TASK = {"name": "task_id", "in": "path", "required": True, "schema": {"type": "string", "maxLength": 64}}
@@ -91,6 +91,7 @@ def _tasks() -> dict[str, Any]:
     path = f"{API}/image/task/{{task_id}}"
     return {
         f"{API}/image/generate": {"post": submit},
+        f"{API}/image/inputs": {"post": inputs()},
         f"{API}/image/tasks": {"get": many},
         path: {"parameters": [TASK], "get": one, "delete": cancel},
         f"{path}/events": {"parameters": [TASK], "get": events},

@@ -41,6 +41,25 @@ def operation(tag: str, summary: str, description: str, answer: dict[str, Any], 
     }
 
 
+def inputs() -> dict[str, Any]:
+    """Sending a picture ahead."""
+    text, whole = {"type": "string"}, {"type": "integer"}
+    shown = {"id": text, "width": whole, "height": whole, "bytes": whole, "content_type": text, "url": text}
+    add = operation(
+        "tasks",
+        "Send a picture ahead",
+        "A PNG, JPEG or WebP file; requests name it by its `id` as `init_image` or `mask`. The same file is kept once.",
+        in_data(record(shown)),
+        400,
+        413,
+    )
+    binary: dict[str, Any] = {kind: {"schema": {}} for kind in ("image/png", "image/jpeg", "image/webp")}
+    fields = {"file": {"type": "string", "contentMediaType": "application/octet-stream"}}
+    form = {"type": "object", "properties": fields, "required": ["file"]}
+    add["requestBody"] = {"required": True, "content": {**binary, "multipart/form-data": {"schema": form}}}
+    return add
+
+
 def ref(name: str) -> dict[str, Any]:
     """A schema of the document by its name."""
     return {"$ref": REFS.format(model=name)}

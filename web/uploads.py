@@ -53,14 +53,14 @@ async def upload(app: Any, request: web.Request) -> web.Response:
 async def _take(app: Any, request: web.Request) -> tuple[LoraRow, bool]:
     fields: dict[str, str] = {}
     incoming: Incoming | None = None
-    reader = await _soon(request.multipart())
+    reader = await soon(request.multipart())
     try:
-        while (part := await _soon(reader.next())) is not None:
+        while (part := await soon(reader.next())) is not None:
             if not isinstance(part, BodyPartReader):
                 raise InvalidRequest("a form in a form is not read here")
             if part.name == "file" and incoming is None:
                 incoming = await Incoming(app.settings, part.filename).__aenter__()
-                while chunk := await _soon(part.read_chunk(CHUNK)):
+                while chunk := await soon(part.read_chunk(CHUNK)):
                     await incoming.write(chunk)
             elif part.name in FIELDS and part.name not in fields:
                 fields[part.name] = await _text(part)
@@ -89,7 +89,7 @@ async def _take(app: Any, request: web.Request) -> tuple[LoraRow, bool]:
 async def _text(part: BodyPartReader) -> str:
     """A short field."""
     data = b""
-    while chunk := await _soon(part.read_chunk(CHUNK)):
+    while chunk := await soon(part.read_chunk(CHUNK)):
         data += chunk
         if len(data) > MAX_FIELD:
             raise InvalidRequest(f"{part.name} is too long", field=part.name)
@@ -99,7 +99,7 @@ async def _text(part: BodyPartReader) -> str:
         raise InvalidRequest(f"{part.name} is not UTF-8", field=part.name) from error
 
 
-async def _soon(coming: Any) -> Any:
+async def soon(coming: Any) -> Any:
     """What the client sends next.
 
     Raises:

@@ -66,14 +66,17 @@ MEANING: dict[str, dict[str, str]] = {
         "lookahead": "Most jobs that one worker holds; priorities and fairness end where it ends.",
         "max_queued": "Above this many waiting tasks a submit is answered 429.",
         "spool_bytes": "Finished pictures that one worker keeps while the storage is away; above it, nothing is drawn.",
-        "keep_days": "How long an ended task is kept, with its pictures, webhooks and dead letter; then all of them "
-        "are deleted. 0 keeps them for ever.",
+        "keep_days": "How long an ended task is kept, with its pictures, webhooks and dead letter, and a picture that "
+        "was sent in after its last use; then all of them are deleted. 0 keeps them for ever.",
         "max_attempts": "After this many failed attempts a task goes to the dead letters.",
         "fallback_models": "What draws a task of a family after its model failed for good: `FAMILY=MODEL`, separated "
         "by commas. A request may name another, or `none`; answer and recipe say what was drawn.",
         "max_images": "Most pictures of one task.",
         "max_prompt_chars": "Longest prompt.",
-        "max_request_bytes": "Largest request body.",
+        "max_request_bytes": "Largest request body, pictures in it not counted.",
+        "max_input_bytes": "Largest picture that a request may start from, or its mask, as a file.",
+        "max_input_pixels": "Most pixels of such a picture.",
+        "allow_private_inputs": "Allow `init_image` and `mask` to be fetched from private addresses.",
         "max_message_bytes": "Largest record on a topic.",
         "deadline_urgent": "A P0 or P1 task that has not started after this long expires.",
         "deadline_normal": "The same for P2 and P3.",

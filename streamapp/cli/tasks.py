@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import sys
 from pathlib import Path
@@ -64,6 +65,22 @@ class Pixels(click.ParamType):
         return f"{match[1]}x{match[2]}"
 
 
+class Picture(click.ParamType):
+    """A picture's file, its address, or the name of one that is kept there."""
+
+    name = "file|url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The picture as the API takes it."""
+        text = str(value)
+        if text.startswith(("http://", "https://", "sha256:", "data:")):
+            return text
+        try:
+            return base64.b64encode(Path(text).read_bytes()).decode()
+        except OSError as error:
+            self.fail(f"{text} cannot be read: {error.strerror}", param, ctx)
+
+
 @click.command()
 @click.argument("text")
 @click.option("--model", help="Model by its name; see `streamapp models`.")
@@ -74,6 +91,9 @@ class Pixels(click.ParamType):
 @click.option("--sampler", help="Sampler by its name.")
 @click.option("--clip-skip", type=click.IntRange(1), help="Layer of the text encoder that prompts are read from.")
 @click.option("--seed", type=click.IntRange(0), help="Start of the random numbers; the same seed, the same picture.")
+@click.option("--image", "init_image", type=Picture(), help="Picture to start from: a file, an address or sha256:…")
+@click.option("--mask", type=Picture(), help="White where the picture is drawn anew; given like --image.")
+@click.option("--strength", type=click.FloatRange(0, 1, min_open=True), help="How far the picture is redrawn.")
 @click.option("--n", "batch_size", type=click.IntRange(1), help="How many pictures.")
 @click.option("--negative", "negative_text", help="What the pictures should not show.")
 @click.option("--style", help="Name of a style that adds its words.")

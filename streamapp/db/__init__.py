@@ -4,6 +4,7 @@ from streamapp.db.arrivals import Arrivals
 from streamapp.db.claims import Claims
 from streamapp.db.database import Database, open_database
 from streamapp.db.delivery import Delivery
+from streamapp.db.inputs import InputRow, Inputs
 from streamapp.db.letters import DeadLetters, Letter
 from streamapp.db.registry import Registry
 from streamapp.db.retention import Past, Retention
@@ -45,6 +46,8 @@ __all__ = [
     "Glimpse",
     "Held",
     "ImageRow",
+    "InputRow",
+    "Inputs",
     "Letter",
     "LoraRow",
     "Lost",

@@ -179,6 +179,19 @@ callbacks = Table(
     **MYSQL,
 )
 
+#: Pictures that were sent in; their files are in the storage under their digest.
+inputs = Table(
+    "inputs",
+    metadata,
+    Column("digest", ID, primary_key=True),
+    Column("content_type", String(100), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("used_at", BigInteger, nullable=False, index=True),
+    **MYSQL,
+)
+
 #: Who does a job that only one process may do.
 leases = Table(
     "leases",

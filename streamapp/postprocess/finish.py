@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,11 +44,21 @@ class Encoded:
 
 
 def finish_picture(
-    picture: Drawn | Pixels, params: GenerationParams, recipe: Mapping[str, Any], *, extension: str = "png"
+    picture: Drawn | Pixels,
+    params: GenerationParams,
+    recipe: Mapping[str, Any],
+    *,
+    extension: str = "png",
+    around: Callable[[Image.Image], Image.Image] | None = None,
 ) -> Encoded:
-    """Resize the drawn picture to ``params.delivered`` and encode it with its recipe; the same bytes each time."""
+    """Resize the drawn picture to ``params.delivered`` and encode it with its recipe; the same bytes each time.
+
+    ``around`` puts the resized picture into what it was painted into.
+    """
     pixels = picture if isinstance(picture, np.ndarray) else picture.pixels
     image = deliver(Image.fromarray(np.ascontiguousarray(pixels), "RGB"), params.delivered)
+    if around is not None:
+        image = around(image)
     encoder = ENCODERS[extension]
     data = encoder.encode(image, recipe)
     digest = hashlib.sha256(data).hexdigest()

@@ -19,7 +19,7 @@ OVERHEAD = 0.05
 def work(params: GenerationParams) -> float:
     """Megapixel-steps of the whole task, classifier-free guidance counted twice."""
     forwards = 2 if params.guidance > 1 else 1
-    return params.drawn.width * params.drawn.height / 1e6 * params.steps * params.n * forwards
+    return params.drawn.width * params.drawn.height / 1e6 * params.denoised * params.n * forwards
 
 
 def estimate(params: GenerationParams, rates: Mapping[str, float] | None = None) -> float:

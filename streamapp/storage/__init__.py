@@ -7,12 +7,21 @@ from urllib.parse import unquote, urlsplit
 
 from streamapp.errors import ConfigError
 from streamapp.settings import Settings
-from streamapp.storage.keys import checked_key, image_key
+from streamapp.storage.keys import checked_key, image_key, input_key
 from streamapp.storage.local import LocalStorage
 from streamapp.storage.port import ObjectInfo, Storage
 from streamapp.storage.s3 import S3Storage
 
-__all__ = ["LocalStorage", "ObjectInfo", "S3Storage", "Storage", "checked_key", "image_key", "open_storage"]
+__all__ = [
+    "LocalStorage",
+    "ObjectInfo",
+    "S3Storage",
+    "Storage",
+    "checked_key",
+    "image_key",
+    "input_key",
+    "open_storage",
+]
 
 
 def open_storage(settings: Settings) -> Storage:

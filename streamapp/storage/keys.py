@@ -24,6 +24,11 @@ def checked_key(key: str) -> str:
     return key
 
 
+def input_key(digest: str) -> str:
+    """The key of a picture that was sent in, from the SHA-256 of its file: the same file is kept once."""
+    return checked_key(f"inputs/{digest[:2]}/{digest}")
+
+
 def image_key(task_id: str, index: int, extension: str = "png") -> str:
     """The key of picture ``index`` of a task, derived from both only: drawing it twice writes it once.
 

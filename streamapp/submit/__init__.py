@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,7 +18,7 @@ from streamapp.engine.errors import EngineError
 from streamapp.engine.job import MAX_CLIP_SKIP, MAX_GUIDANCE, MAX_STEPS
 from streamapp.engine.names import sampler_name
 from streamapp.errors import InvalidRequest, Overloaded, TooLarge
-from streamapp.generation import MAX_SEED, GenerationParams, LoraRef, Priority, Size
+from streamapp.generation import MAX_FEATHER, MAX_SEED, GenerationParams, LoraRef, Priority, Size, Start
 from streamapp.guarded import GuardedClient, Refused
 from streamapp.ids import new_task_id
 from streamapp.models import sizes
@@ -29,6 +29,7 @@ from streamapp.recipe import check_provenance
 from streamapp.scheduling.cost import estimate
 from streamapp.settings import Settings
 from streamapp.submit.fallback import clip_skip_of, with_fallback
+from streamapp.submit.inputs import described, fitting, start_of
 from streamapp.submit.weights import Absent, find_loras, find_model
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Guidance = Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]
 ClipSkip = Annotated[int, Field(ge=1, le=MAX_CLIP_SKIP)]
+Strength = Annotated[float, Field(gt=0, le=1)]
+Feather = Annotated[int, Field(ge=0, le=MAX_FEATHER)]
+ResizeMode = Literal["crop", "fill", "stretch"]
 #: Ids, sizes and times that the message holds beside the parameters, in bytes.
 ENVELOPE = 1024
 #: The outbox of this process has this long to deliver a new row before the sweeper does, in milliseconds.
@@ -65,6 +69,11 @@ class Submission(BaseModel):
     clip_skip: ClipSkip | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     negative: str | None = None
+    init_image: str | None = None
+    mask: str | None = None
+    strength: Strength | None = None
+    resize_mode: ResizeMode | None = None
+    mask_feather: Feather | None = None
     n: int = Field(1, ge=1)
     priority: Priority = 2
     prefetch: bool = True
@@ -100,9 +109,10 @@ async def submit(runtime: Runtime, submission: Submission, user: str) -> Accepte
     absent = Absent(submission.prefetch)
     model = await find_model(shelf, submission.model, settings, absent)
     loras = await find_loras(shelf, submission.loras, model, absent)
+    start = await start_of(runtime, submission, model)
     params = await with_fallback(
         submission,
-        _resolve(submission, model, loras),
+        _resolve(submission, model, loras, start),
         model,
         loras,
         settings,
@@ -181,14 +191,18 @@ async def _room(runtime: Runtime) -> None:
         )
 
 
-def _resolve(asked: Submission, model: ModelRow, loras: Sequence[LoraRow]) -> GenerationParams:
+def _resolve(asked: Submission, model: ModelRow, loras: Sequence[LoraRow], start: Start | None) -> GenerationParams:
     """The complete parameters: no default is left open."""
     traits = traits_of(model.family, model.traits)
     style = find_style(asked.style)
     prompt = styled(asked.text, asked.style)
-    size = sizes.fit(asked.size or _native(traits), traits, asked.strict_size, model=model.name)
+    wanted = asked.size or (_native(traits) if start is None else fitting(start.image))
+    size = sizes.fit(wanted, traits, asked.strict_size, model=model.name)
+    steps = traits.steps if asked.steps is None else asked.steps
+    _check_steps(steps, start)
     words = vocabulary_note(model.name, model.traits, asked.text)
     return GenerationParams(
+        kind="txt2img" if start is None else "img2img" if start.mask is None else "inpaint",
         text=asked.text,
         prompt=prompt,
         negative_prompt=asked.negative or None,
@@ -199,14 +213,22 @@ def _resolve(asked: Submission, model: ModelRow, loras: Sequence[LoraRow]) -> Ge
         loras=tuple(LoraRef(name=row.name, weight=ref.weight) for row, ref in zip(loras, asked.loras, strict=True)),
         delivered=size.delivered,
         drawn=size.drawn,
-        steps=traits.steps if asked.steps is None else asked.steps,
+        steps=steps,
         guidance=traits.guidance if asked.guidance is None else asked.guidance,
         sampler=_sampler(traits.sampler if asked.sampler is None else asked.sampler),
         clip_skip=clip_skip_of(asked.clip_skip, traits, model.name),
         seed=secrets.randbelow(MAX_SEED - asked.n + 2) if asked.seed is None else asked.seed,
         n=asked.n,
+        start=start,
         notes=(*size.notes, *([words] if words else [])),
     )
+
+
+def _check_steps(steps: int, start: Start | None) -> None:
+    if start is not None and int(steps * start.strength) < 1:
+        raise InvalidRequest(
+            f"strength {start.strength} leaves nothing of {steps} steps to do: give more of either", field="strength"
+        )
 
 
 def _check_length(params: GenerationParams, settings: Settings) -> None:
@@ -239,7 +261,7 @@ def _task(asked: Submission, params: GenerationParams, user: str, runtime: Runti
         family=params.family,
         model=params.model,
         params=params,
-        request=asked.request,
+        request=described(asked.request, params.start),
         cost=estimate(params),
         max_attempts=settings.max_attempts,
         deadline_ms=None if deadline is None else int(deadline * 1000),

@@ -63,6 +63,8 @@ def resolve(asked: Submission, params: GenerationParams, row: ModelRow, loras: S
     for lora in loras:
         if lora.family != row.family:
             raise InvalidRequest(f"LoRA {lora.name} fits family {lora.family}, and {row.name} is of {row.family}")
+    if row.traits.get("inpainting") and (params.start is None or params.start.mask is None):
+        raise InvalidRequest(f"{row.name} is an inpainting model, and there is no mask")
     traits = traits_of(row.family, row.traits)
     size = sizes.fit(params.delivered, traits, asked.strict_size, model=row.name)
     return Fallback(

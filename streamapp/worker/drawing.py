@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from streamapp.db import LoraRow, ModelRow, TaskRow
 from streamapp.errors import AppError
+from streamapp.worker.inputs import Files
 
 #: Stage of :attr:`Drawn.seconds` for the scheduler alone: what making the weights ready took, without any waiting.
 LOADED = "loaded"
@@ -23,12 +24,13 @@ class EngineCrashed(AppError):
 
 @dataclass(frozen=True)
 class Order:
-    """One claimed task with the weights it needs, as files."""
+    """One claimed task with the weights it needs, as files, and the picture that it starts from."""
 
     row: TaskRow
     model: ModelRow
     model_path: Path
     loras: tuple[tuple[LoraRow, Path, float], ...] = ()
+    files: Files | None = None
 
 
 @dataclass(frozen=True)

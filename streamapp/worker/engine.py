@@ -25,6 +25,7 @@ from streamapp.models.verified import check_weights
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 from streamapp.worker.drawing import LOADED, Drawing, Drawn, EngineCrashed, Order, Progress
+from streamapp.worker.inputs import framed
 
 log = get_logger(__name__)
 
@@ -102,7 +103,7 @@ class EngineDrawing:
         try:
             loaded = await self._prepare(order)
             self._events[task_id] = events
-            self._engine.submit(engine_job(order), task_id)
+            self._engine.submit(await asyncio.to_thread(engine_job, order), task_id)
             while left:
                 event = await events.get()
                 if event.kind == "progress":
@@ -226,8 +227,9 @@ def _code(error: Any) -> str:
 
 
 def engine_job(order: Order) -> Job:
-    """An order in the engine's own form."""
+    """An order in the engine's own form; decodes the picture that it starts from: call it in threads."""
     params = order.row.params
+    image, mask = (None, None) if order.files is None else framed(order.files, params)
     return Job(
         model=params.model,
         prompt=params.prompt,
@@ -241,6 +243,9 @@ def engine_job(order: Order) -> Job:
         num_images=params.n,
         clip_skip=params.clip_skip,
         loras=tuple(adapters((lora.name, weight) for lora, _, weight in order.loras)),
+        image=image,
+        mask_image=mask,
+        strength=None if params.start is None else params.start.strength,
         output="rgb",
     )
 

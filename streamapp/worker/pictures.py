@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from streamapp.clock import Clock
-from streamapp.db import ImageRow, LoraRow, ModelRow, Registry, TaskRow
+from streamapp.db import ImageRow, Inputs, LoraRow, ModelRow, Registry, TaskRow
 from streamapp.errors import NotFound
 from streamapp.models.catalogue import locate
 from streamapp.postprocess import Encoded, finish_picture
 from streamapp.recipe import Origin, image_recipe, image_seed
 from streamapp.settings import Settings
-from streamapp.storage import image_key
+from streamapp.storage import Storage, image_key
 from streamapp.worker.drawing import Drawn, Order
+from streamapp.worker.inputs import fetch, restored
 from streamapp.worker.spool import Spool
 
 #: Seconds for which a registry row is not asked for again; a row of one name and version does not change.
@@ -30,11 +31,15 @@ Bring = Callable[[ModelRow | LoraRow], Awaitable[bool]]
 
 
 class Orders:
-    """Looks up the weights that rows name."""
+    """Looks up the weights that rows name, and fetches the pictures that they start from."""
 
-    def __init__(self, settings: Settings, registry: Registry, bring: Bring | None = None) -> None:
+    def __init__(
+        self, settings: Settings, registry: Registry, inputs: Inputs, storage: Storage, bring: Bring | None = None
+    ) -> None:
         self._settings = settings
         self._registry = registry
+        self._inputs = inputs
+        self._storage = storage
         self._bring = bring
         self._models: dict[str, tuple[float, ModelRow, Path]] = {}
         self._loras: dict[str, tuple[float, LoraRow, Path]] = {}
@@ -43,12 +48,15 @@ class Orders:
         """The order of a claimed row.
 
         Raises:
-            NotFound: the model or a LoRA is not registered any more, or its file is neither here nor shared.
-            Unavailable: the database does not answer.
+            NotFound: the model or a LoRA is not registered any more, or its file is neither here nor shared; or the
+                picture that it starts from is gone.
+            Unavailable: the database or the storage does not answer.
         """
         model, path = await self._model(row.params.model)
         loras = [(*await self._lora(lora.name), lora.weight) for lora in row.params.loras]
-        return Order(row, model, path, tuple(loras))
+        start = row.params.start
+        files = None if start is None else await fetch(self._storage, self._inputs, start)
+        return Order(row, model, path, tuple(loras), files)
 
     async def checkpoint(self, name: str) -> tuple[ModelRow, Path]:
         """A checkpoint and where it lies on this host.
@@ -120,7 +128,9 @@ class Publisher:
             device=self._device,
         )
         recipe = image_recipe(params, origin)
-        encoded: Encoded = await asyncio.to_thread(finish_picture, drawn.picture, params, recipe)
+        files = order.files
+        around = None if files is None or files.mask is None else lambda image: restored(image, files, params)
+        encoded: Encoded = await asyncio.to_thread(finish_picture, drawn.picture, params, recipe, around=around)
         key = image_key(row.id, drawn.index, encoded.extension)
         await self._spool.put(key, encoded.data, encoded.content_type)
         image = ImageRow(

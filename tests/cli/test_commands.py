@@ -74,6 +74,8 @@ def test_nobody_at_the_address_exits_3() -> None:
         (("--size", "big"), "WIDTHxHEIGHT"),
         (("--lora", "ink:much"), "NAME:WEIGHT"),
         (("--priority", "7"), "range"),
+        (("--image", "nowhere.png"), "nowhere.png cannot be read"),
+        (("--strength", "0"), "range"),
         (("--url", "localhost:8000"), "is not an address"),
     ],
 )
@@ -132,6 +134,13 @@ async def test_submit_sends_only_what_was_asked_and_saves_the_pictures(
     assert sent["priority"] == 1
     assert result.stdout == "pictures/img-1-0.png\n"
     assert (tmp_path / "pictures" / "img-1-0.png").read_bytes() == PIXEL
+
+
+async def test_a_picture_is_sent_as_a_file_or_named(url: str, double: Double) -> None:
+    Path("red.png").write_bytes(b"a picture")
+    result = await submit(url, "--no-wait", "--image", "red.png", "--mask", "sha256:ab", "--strength", "0.5")
+    assert result.exit_code == 0, result.stderr
+    assert double.submitted[0]["params"] == {"init_image": "YSBwaWN0dXJl", "mask": "sha256:ab", "strength": 0.5}
 
 
 async def test_submit_without_waiting_prints_the_task(url: str) -> None:

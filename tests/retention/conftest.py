@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from streamapp.db import Database, Delivery, Retention
+from streamapp.db import Database, Delivery, Inputs, Retention
 from streamapp.retention import Purger
 from streamapp.storage import LocalStorage
 from tests.db.conftest import claims, database, delivery, tasks, upgraded_file, upgraded_server
@@ -30,4 +30,4 @@ async def storage(tmp_path: Path) -> AsyncIterator[LocalStorage]:
 @pytest.fixture
 def purger(database: Database, delivery: Delivery, storage: LocalStorage) -> Purger:
     """Keeps for an hour."""
-    return Purger(Retention(database), storage, delivery, KEEP, "p1")
+    return Purger(Retention(database), Inputs(database), storage, delivery, KEEP, "p1")

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Table, func, select, update
 
-from streamapp.db import Claims, Database, Delivery, Retention, State, TaskRow, Tasks
-from streamapp.db.schema import callbacks, dead_letters, images
+from streamapp.db import Claims, Database, Delivery, InputRow, Inputs, Retention, State, TaskRow, Tasks
+from streamapp.db.schema import callbacks, dead_letters, images, inputs
 from streamapp.db.schema import tasks as table
 from streamapp.errors import Unavailable
 from streamapp.ids import first_id_at, new_task_id
 from streamapp.retention import Purger
-from streamapp.storage import LocalStorage, image_key
+from streamapp.storage import LocalStorage, image_key, input_key
 from tests.db.support import claim, end, new, params, picture
 from tests.retention.conftest import KEEP
 
@@ -163,3 +163,47 @@ async def test_a_task_that_was_replayed_meanwhile_is_not_forgotten(
 def test_ids_sort_around_the_bound_of_a_moment() -> None:
     for moment in (0, 1_766_000_000_123, 1_766_015_999_999, 1_766_016_000_000):
         assert new_task_id(moment - 1 if moment else 0) < first_id_at(moment + 1) < new_task_id(moment + 1)
+
+
+async def sent(database: Database, storage: LocalStorage, letter: str, age_ms: float) -> str:
+    """A picture that was last used so many milliseconds ago."""
+    digest, known = letter * 64, Inputs(database)
+    await known.keep(InputRow(digest, "image/png", 7, 8, 8))
+    await storage.put(input_key(digest), b"picture", "image/png")
+    then = await database.now() - int(age_ms)
+    await database.write(
+        lambda connection: connection.execute(update(inputs).where(inputs.c.digest == digest).values(used_at=then))
+    )
+    return digest
+
+
+async def test_a_picture_that_was_sent_goes_when_nobody_used_it_for_as_long(
+    database: Database, storage: LocalStorage, purger: Purger
+) -> None:
+    old = await sent(database, storage, "a", OLD)
+    young = await sent(database, storage, "b", YOUNG)
+    used = await sent(database, storage, "c", OLD)
+    assert await Inputs(database).use(used) == InputRow(used, "image/png", 7, 8, 8)
+    await purger.sweep()
+    assert [await storage.head(input_key(each)) is not None for each in (old, young, used)] == [False, True, True]
+    assert await Inputs(database).use(old) is None
+
+
+async def test_a_picture_stays_while_a_task_of_its_time_has_not_ended(
+    database: Database, tasks: Tasks, storage: LocalStorage, purger: Purger
+) -> None:
+    await tasks.insert(new(new_task_id(await database.now())))
+    await database.write(
+        lambda connection: connection.execute(update(table).values(submitted_at=table.c.submitted_at - int(OLD)))
+    )
+    digest = await sent(database, storage, "a", OLD)
+    await purger.sweep()
+    assert await storage.head(input_key(digest)) is not None
+
+
+async def test_the_same_picture_is_noted_once(database: Database) -> None:
+    row = InputRow("d" * 64, "image/png", 7, 8, 8)
+    for _ in range(2):
+        await Inputs(database).keep(row)
+    assert await count(database, inputs) == 1
+    assert await Inputs(database).use(row.digest) == row

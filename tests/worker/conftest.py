@@ -13,7 +13,19 @@ import pytest
 
 from agents import gpu
 from streamapp.clock import Clock
-from streamapp.db import Claims, Database, Delivery, NewTask, Registry, State, TaskRow, Tasks, open_database, upgrade
+from streamapp.db import (
+    Claims,
+    Database,
+    Delivery,
+    Inputs,
+    NewTask,
+    Registry,
+    State,
+    TaskRow,
+    Tasks,
+    open_database,
+    upgrade,
+)
 from streamapp.models import catalogue
 from streamapp.records import DeadLetter
 from streamapp.settings import Settings
@@ -120,7 +132,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         drawing=drawing,
         spool=spool,
         clock=clock,
-        order=Orders(settings, registry),
+        order=Orders(settings, registry, Inputs(database), storage),
         publish=Publisher(settings, spool, clock),
         dead_letter=keep,
         release=print,
