@@ -27,6 +27,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, AppT
 from faust.types.transports import ConsumerT, ProducerT
 
+from streamapp.broker.buffer import be_patient
 from streamapp.broker.commit import CommitRule
 from streamapp.broker.known_topics import wait_for_topics
 from streamapp.broker.quiet import limit_client_logs
@@ -138,6 +139,10 @@ class Producer(driver.Producer):
     """The Kafka producer: acknowledged by all replicas, flushed within bounds, there before the broker is."""
 
     _connecting: asyncio.Task[None] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        be_patient(self)
 
     def _settings_extra(self) -> Mapping[str, Any]:
         return {**super()._settings_extra(), "acks": "all"}

@@ -7,10 +7,19 @@ from typing import Any
 
 import pytest
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, NodeNotReadyError
+from aiokafka.errors import (
+    CommitFailedError,
+    IllegalStateError,
+    KafkaError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    NodeNotReadyError,
+)
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.exceptions import ProducerSendError
 from faust.types import TP
 
+from streamapp.broker.buffer import PatientBuffer
 from streamapp.broker.kafka import ConsumerThread
 from streamapp.broker.known_topics import wait_for_topics
 
@@ -61,6 +70,45 @@ async def test_a_leader_assigns_once_the_topics_of_all_members_are_listed() -> N
 async def test_a_topic_that_never_comes_does_not_stop_the_group() -> None:
     assert await leads(Client("tasks"), joined(["tasks", "gone"]), patience=0.0) == set()
     assert await leads(Client("tasks"), joined(["tasks", "gone"]), patience=0.3) == {"tasks"}
+
+
+class Channel:
+    """Takes a record after some failures."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.taken = 0
+
+    async def publish_message(self, _: object, wait: bool) -> None:
+        assert not wait
+        if self.failures:
+            raise self.failures.pop(0)
+        self.taken += 1
+
+
+def not_taken(cause: Exception) -> ProducerSendError:
+    error = ProducerSendError("Error while sending")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.fixture
+def buffer(monkeypatch: pytest.MonkeyPatch) -> PatientBuffer:
+    monkeypatch.setattr(PatientBuffer, "pause", 0.0)
+    return PatientBuffer()
+
+
+async def test_a_record_waits_for_a_broker_that_is_away(buffer: PatientBuffer) -> None:
+    """Faust's own buffer ends at the first of these, and the application with it."""
+    channel = Channel(not_taken(KafkaTimeoutError()), not_taken(NodeNotReadyError()))
+    await buffer._send_pending(SimpleNamespace(message=SimpleNamespace(channel=channel)))  # type: ignore[arg-type]
+    assert channel.taken == 1
+
+
+async def test_a_record_that_no_broker_takes_is_given_up(buffer: PatientBuffer) -> None:
+    channel = Channel(not_taken(MessageSizeTooLargeError()))
+    await buffer._send_pending(SimpleNamespace(message=SimpleNamespace(channel=channel)))  # type: ignore[arg-type]
+    assert (channel.taken, channel.failures) == (0, [])
 
 
 class Failing:

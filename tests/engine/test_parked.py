@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from streamapp.engine import Engine, EngineError, EngineProcess, Job, LoRA
+from streamapp.engine import Engine, EngineError, EngineProcess, Event, Job, LoRA
 from streamapp.engine.parked import HEAD, MAGIC, VERSION
 from tests.engine.test_engine import collect
 from tests.engine.test_engine import job as fake_job
@@ -183,20 +183,22 @@ def test_what_is_not_in_the_engine_cannot_be_parked() -> None:
 
 def test_a_process_host_parks_and_another_resumes() -> None:
     """The state crosses the pipe; the job ends where it was resumed."""
-    first, second = EngineProcess(), EngineProcess()
+    first, second = EngineProcess(max_batch_rows=4), EngineProcess(max_batch_rows=4)
     try:
         for engine in (first, second):
             engine.start()
             engine.load("m", "somewhere", "fake")
         first.submit(fake_job(prompt="fake:slow", num_inference_steps=100, num_images=2), "a")
-        while not any(event.kind == "progress" for event in first.step(0.1)):
+        while not any(event.kind == "progress" and event.index == 1 for event in first.step(0.1)):
             pass
         state = first.park("a", 1)
         first.cancel("a", 0)
         assert [(e.index, e.kind) for e in collect(first, 1)][-1] == (0, "cancelled")
         assert list(first.run()) == []
         second.resume(state)
-        events = [*second.step(1), *second.step(1)]
+        events: list[Event] = []
+        while not any(event.kind == "progress" for event in events):
+            events += second.step(0.1)
         step, steps = next(event.value for event in events if event.kind == "progress")
         assert (events[0].job_id, events[0].index, steps) == ("a", 1, 100)
         assert step > 1

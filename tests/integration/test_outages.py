@@ -124,3 +124,19 @@ async def test_pictures_wait_for_the_storage_and_a_task_succeeds_only_then(fleet
     assert {(task["status"], task["attempts"]) for task in tasks.values()} == {("succeeded", 1)}
     for task in tasks.values():
         assert (await fleet.picture(web, task)).startswith(b"\x89PNG")
+
+
+async def test_a_long_outage_of_the_broker_ends_no_process(fleet: Fleet, kafka: Kafka) -> None:
+    """Faust's producer ends with the first record of a table that the broker does not take within ten seconds."""
+    web = fleet.start("web", "web", **QUICK)
+    first, second = (fleet.start("worker", name, **QUICK) for name in ("first", "second"))
+    await fleet.ready(web, first, second)
+    ids = [await fleet.submit(web, SLOW, steps=40, seed=seed) for seed in range(24)]
+    await asyncio.to_thread(kafka.kill)
+    try:
+        await asyncio.sleep(25)
+        assert [member.process.poll() for member in (web, first, second)] == [None, None, None]
+    finally:
+        await asyncio.to_thread(kafka.start)
+    tasks = await fleet.finished(web, ids, within=90)
+    assert {task["status"] for task in tasks.values()} == {"succeeded"}
