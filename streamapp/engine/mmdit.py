@@ -36,6 +36,13 @@ def half(device: Device) -> torch.dtype:
     return torch.bfloat16 if device.dtype == "float16" else getattr(torch, device.dtype)
 
 
+def token_ids(tokenizer: Any, texts: Sequence[str], length: int) -> torch.Tensor:
+    """Tokens ``(B, length)``: padded, and cut at the end."""
+    given = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+    ids: torch.Tensor = tokenizer(list(texts), **given).input_ids
+    return ids
+
+
 class MMDiTCheckpoint:
     """A loaded checkpoint.
 

@@ -18,7 +18,7 @@ from streamapp.engine.clip import Conditioning
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
 from streamapp.engine.flow_schedule import flow_schedule
-from streamapp.engine.mmdit import TOKEN, MMDiTCheckpoint, half
+from streamapp.engine.mmdit import TOKEN, MMDiTCheckpoint, half, token_ids
 from streamapp.engine.names import AUTO, sampler_name
 from streamapp.engine.packed import pack, unpack
 from streamapp.engine.pipeline_folder import Part, read_parts
@@ -104,11 +104,11 @@ class Flux(MMDiTCheckpoint):
     def _encode(self, texts: Sequence[str], clip_skip: int, adapters: Combination) -> Sequence[Conditioning]:
         """T5's states, padded to one length, and CLIP's pooled vector."""
         del clip_skip
-        ids = _ids(self._t5_tokenizer, texts, T5_LENGTH).to(self._device.name)
+        ids = token_ids(self._t5_tokenizer, texts, T5_LENGTH).to(self._device.name)
         states = self._modules["text_encoder_2"](ids)[0]
         mixer = self._mixers["text_encoder"]
         mixer.use([adapters] * len(texts), self._adapters)
-        words = _ids(self._clip_tokenizer, texts, self._clip_tokenizer.model_max_length).to(self._device.name)
+        words = token_ids(self._clip_tokenizer, texts, self._clip_tokenizer.model_max_length).to(self._device.name)
         pooled = self._modules["text_encoder"](words).pooler_output
         mixer.use((), {})
         return [Conditioning(*pair) for pair in zip(states, pooled, strict=True)]
@@ -149,10 +149,3 @@ class Flux(MMDiTCheckpoint):
     @property
     def _channels(self) -> int:
         return int(self._transformer.config.in_channels) // 4
-
-
-def _ids(tokenizer: Any, texts: Sequence[str], length: int) -> torch.Tensor:
-    """Tokens ``(B, length)``: padded, and cut at the end."""
-    given = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-    ids: torch.Tensor = tokenizer(list(texts), **given).input_ids
-    return ids

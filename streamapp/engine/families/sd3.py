@@ -19,7 +19,7 @@ from streamapp.engine.clip import Conditioning
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
 from streamapp.engine.flow_schedule import flow_schedule
-from streamapp.engine.mmdit import TOKEN, MMDiTCheckpoint, half
+from streamapp.engine.mmdit import TOKEN, MMDiTCheckpoint, half, token_ids
 from streamapp.engine.pipeline_folder import Part, read_parts
 from streamapp.engine.sample import Sample
 from streamapp.engine.solver import Schedule
@@ -97,7 +97,7 @@ class StableDiffusion3(MMDiTCheckpoint):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         # The pipeline pads both to the first tokenizer's length.
         length = self._tokenizers["tokenizer"].model_max_length
-        ids = _ids(self._tokenizers[CLIPS[part]], texts, length)
+        ids = token_ids(self._tokenizers[CLIPS[part]], texts, length)
         mixer = self._mixers[part]
         mixer.use([adapters] * len(texts), self._adapters)
         output = self._modules[part](ids.to(self._device.name), output_hidden_states=True)
@@ -109,7 +109,7 @@ class StableDiffusion3(MMDiTCheckpoint):
         if T5 not in self._modules:
             width = self._transformer.config.joint_attention_dim
             return torch.zeros(len(texts), T5_LENGTH, width, dtype=self._dtype, device=self._device.name)
-        ids = _ids(self._tokenizers[T5_TOKENIZER], texts, T5_LENGTH)
+        ids = token_ids(self._tokenizers[T5_TOKENIZER], texts, T5_LENGTH)
         states: torch.Tensor = self._modules[T5](ids.to(self._device.name))[0]
         return states
 
@@ -138,10 +138,3 @@ class StableDiffusion3(MMDiTCheckpoint):
     @property
     def _channels(self) -> int:
         return int(self._transformer.config.in_channels)
-
-
-def _ids(tokenizer: Any, texts: Sequence[str], length: int) -> torch.Tensor:
-    """Tokens ``(B, length)``: padded, and cut at the end."""
-    given = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-    ids: torch.Tensor = tokenizer(list(texts), **given).input_ids
-    return ids
