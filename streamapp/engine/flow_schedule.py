@@ -27,7 +27,14 @@ FLOW_SAMPLERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 def flow_schedule(
-    sampler: str, steps: int, config: Mapping[str, Any], places: int, *, even: bool = False, most: float = 1.15
+    sampler: str,
+    steps: int,
+    config: Mapping[str, Any],
+    places: int,
+    *,
+    even: bool = False,
+    most: float = 1.15,
+    first: int | None = None,
 ) -> Schedule:
     """The schedule of a sampler for a checkpoint with this scheduler configuration; cached.
 
@@ -35,6 +42,7 @@ def flow_schedule(
         places: image tokens, of which a size-dependent shift depends.
         even: sigmas 1 … 1/steps in even steps, as some pipelines ask for, in place of the scheduler's own.
         most: the shift at ``max_image_seq_len`` where the configuration has no ``max_shift``.
+        first: the step that a job with a picture begins with; None for one without.
 
     Raises:
         EngineError: ``unknown_sampler``; ``invalid_job`` for one that is not for flow matching, or for too few steps.
@@ -46,7 +54,7 @@ def flow_schedule(
         message = f"{name} does not draw flow-matching checkpoints; use one of {known}"
         raise EngineError("invalid_job", message, field="sampler")
     mu = _shift(config, places, most) if config.get("use_dynamic_shifting") else None
-    return _schedule(name, steps, orjson.dumps(dict(config), option=orjson.OPT_SORT_KEYS), mu, even)
+    return _schedule(name, steps, orjson.dumps(dict(config), option=orjson.OPT_SORT_KEYS), mu, even, first)
 
 
 def _shift(config: Mapping[str, Any], places: int, most: float) -> float:
@@ -58,7 +66,7 @@ def _shift(config: Mapping[str, Any], places: int, most: float) -> float:
 
 
 @lru_cache(maxsize=512)
-def _schedule(name: str, steps: int, config: bytes, mu: float | None, even: bool) -> Schedule:
+def _schedule(name: str, steps: int, config: bytes, mu: float | None, even: bool, first: int | None) -> Schedule:
     import diffusers
 
     own = orjson.loads(config)
@@ -76,7 +84,7 @@ def _schedule(name: str, steps: int, config: bytes, mu: float | None, even: bool
 
     try:
         with np.errstate(invalid="ignore", divide="ignore"):
-            schedule = trace(scheduler, name, begin)
+            schedule = trace(scheduler, name, begin, first)
     except (ValueError, IndexError, AssertionError) as error:
         raise _refused(name, steps, str(error)) from error
     if not schedule.coefficients.isfinite().all():

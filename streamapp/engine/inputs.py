@@ -1,4 +1,4 @@
-"""Pictures that a sample starts from: image-to-image and inpainting, for families with a VAE and a U-Net.
+"""Pictures that a sample starts from: image-to-image and inpainting, for every family.
 
 A sample's picture equals that of diffusers' image-to-image and inpainting pipelines called for it alone, with the same
 draws in the same order. The VAE encodes a job's picture once; each sample draws its own noise, the posterior's too.
@@ -6,7 +6,7 @@ draws in the same order. The VAE encodes a job's picture once; each sample draws
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +18,17 @@ from streamapp.engine.job import Job
 from streamapp.engine.sample import Sample
 
 FACTOR = 8
+#: From planes ``(C, h, w)`` to how a denoiser takes latents.
+Layout = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Inpainting:
-    """What an inpainted sample keeps of its picture, each on the device.
+    """What an inpainted sample keeps of its picture, each on the device and in the layout of its latents.
 
     Attributes:
-        mask: ``(1, h, w)``, 1 where it is drawn anew.
-        image, noise: ``(4, h, w)``; what is not drawn is these, mixed for the step. None where the U-Net takes a mask.
+        mask: ``(1, h, w)`` or the latents' shape, 1 where it is drawn anew.
+        image, noise: as the latents; what is not drawn is these, mixed for the step. None where the U-Net takes a mask.
         channels: ``(5, h, w)``, mask and masked picture, which a U-Net with nine channels takes beside the latents.
     """
 
@@ -36,8 +38,10 @@ class Inpainting:
     channels: torch.Tensor | None = None
 
 
-def first_step(job: Job) -> int | None:
+def first_step(job: Job, *, flow: bool = False) -> int | None:
     """The step that a job begins with, by diffusers' rule; None for one without a picture.
+
+    The steps that ``strength`` leaves are rounded down, for flow matching up.
 
     Raises:
         EngineError: ``invalid_job`` when nothing is left to draw.
@@ -45,6 +49,8 @@ def first_step(job: Job) -> int | None:
     if job.image is None:
         return None
     steps = job.num_inference_steps
+    if flow:
+        return int(max(steps - min(steps * strength_of(job), steps), 0))
     left = min(int(steps * strength_of(job)), steps)
     if left < 1:
         message = f"strength {job.strength} leaves no step of {steps}; give more of either"
@@ -79,17 +85,31 @@ def check(job: Job, masked: bool) -> None:
             raise EngineError("invalid_job", f"{message}; resize one to the other", field=field)
 
 
-def begin(vae: Any, sample: Sample, masked: bool, generator: torch.Generator) -> torch.Tensor:
-    """A sample's first latents ``(4, h, w)``, float32 on the CPU; sets what it keeps of its picture.
+def begin(
+    vae: Any, sample: Sample, masked: bool, generator: torch.Generator, layout: Layout | None = None
+) -> torch.Tensor:
+    """A sample's first latents, float32 on the CPU; sets what it keeps of its picture.
 
     Args:
         vae: that encodes the picture.
         sample: with its schedule.
         masked: as in :func:`check`.
         generator: the sample's own, at its beginning.
+        layout: from ``(C, h, w)`` to how the denoiser takes latents; None where it takes them so.
     """
+    latents = _begun(vae, sample, masked, generator)
+    given = sample.input
+    if layout is None:
+        return latents
+    if given is not None:
+        mask = given.mask.expand_as(given.image)
+        sample.input = Inpainting(layout(mask), layout(given.image), layout(given.noise))
+    return layout(latents)
+
+
+def _begun(vae: Any, sample: Sample, masked: bool, generator: torch.Generator) -> torch.Tensor:
     job, schedule = sample.job, sample.schedule
-    shape = (vae.config.latent_channels, job.height // FACTOR, job.width // FACTOR)
+    shape = (channels(vae), job.height // FACTOR, job.width // FACTOR)
 
     def drawn() -> torch.Tensor:
         return torch.randn((1, *shape), generator=generator)[0]
@@ -167,11 +187,27 @@ def _posterior(vae: Any, sample: Sample, which: str) -> tuple[torch.Tensor, torc
         pixels = _pixels(sample.job.image) * 2 - 1
         if which == "masked":
             pixels = pixels * (_mask(sample) < 0.5)
-        found = vae.encode(pixels[None].to(vae.device, vae.dtype)).latent_dist
-        return found.mean[0].float().cpu(), found.std[0].float().cpu()
+        # Video VAEs take frames; a picture is one.
+        given = pixels[None, :, None] if _video(vae) else pixels[None]
+        found = vae.encode(given.to(vae.device, vae.dtype)).latent_dist
+        return _one(found.mean), _one(found.std)
 
     found: tuple[torch.Tensor, torch.Tensor] = sample.shared.get(which, made)
     return found
+
+
+def _one(batch: torch.Tensor) -> torch.Tensor:
+    """The only picture of a batch, ``(C, h, w)``."""
+    return batch.flatten(0, 1).reshape(-1, *batch.shape[-2:]).float().cpu()
+
+
+def channels(vae: Any) -> int:
+    """Channels of a latent."""
+    return int(vae.config.z_dim if _video(vae) else vae.config.latent_channels)
+
+
+def _video(vae: Any) -> bool:
+    return getattr(vae.config, "latent_channels", None) is None
 
 
 def _latent(vae: Any, posterior: tuple[torch.Tensor, torch.Tensor], drawn: torch.Tensor) -> torch.Tensor:
@@ -181,4 +217,5 @@ def _latent(vae: Any, posterior: tuple[torch.Tensor, torch.Tensor], drawn: torch
     mean, spread = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is not None and spread is not None:
         found = (found - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(spread).view(-1, 1, 1)
-    return found * float(config.scaling_factor)
+    shift, scale = getattr(config, "shift_factor", None), getattr(config, "scaling_factor", None)
+    return (found - float(shift or 0)) * float(1 if scale is None else scale)

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+from streamapp.engine import inputs
 from streamapp.engine.adapters import Adapter, Combination, read_adapter
 from streamapp.engine.clip import Conditioning, Encodings, Wanted
 from streamapp.engine.digests import digest
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
+from streamapp.engine.flow_schedule import flow_schedule
 from streamapp.engine.job import one_scale
 from streamapp.engine.mixing import Mixer
 from streamapp.engine.noise import Noise
@@ -82,8 +84,13 @@ class MMDiTCheckpoint:
         self._encodings = Encodings()
 
     # What a family says.
-    def _schedule(self, job: Any) -> Schedule:
-        raise NotImplementedError
+    #: The shift at the largest pictures where the scheduler's configuration has none.
+    most_shift = 1.15
+
+    def _even(self, job: Any) -> bool:
+        """Whether the pipeline gives the sampler sigmas in even steps."""
+        del job
+        return False
 
     def _encode(self, texts: Sequence[str], clip_skip: int, adapters: Combination) -> Sequence[Conditioning]:
         """Encode plain prompts."""
@@ -92,10 +99,6 @@ class MMDiTCheckpoint:
     def _negative(self, job: Any) -> str:
         """The text of the other branch."""
         return str(job.negative_prompt or "")
-
-    def _drawn(self, job: Any, generator: torch.Generator) -> torch.Tensor:
-        """The initial noise, in the pipeline's own order of draws and its layout."""
-        raise NotImplementedError
 
     def _call(
         self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, jobs: Sequence[Any]
@@ -111,6 +114,10 @@ class MMDiTCheckpoint:
         """Both branches as one prediction (Ho and Salimans 2022)."""
         return base + scale * (model - base)
 
+    def _laid(self, planes: torch.Tensor) -> torch.Tensor:
+        """Planes ``(C, height / 8, width / 8)`` as the transformer takes latents."""
+        return planes
+
     def _planes(self, sample: Sample) -> torch.Tensor:
         """A sample's latents as ``(C, height / 8, width / 8)``."""
         latents: torch.Tensor = sample.latents
@@ -120,10 +127,10 @@ class MMDiTCheckpoint:
         """Latents ``(B, C, h, w)`` as pictures ``(B, 3, H, W)``, −1 to 1."""
         raise NotImplementedError
 
-    @property
-    def _channels(self) -> int:
-        """Of a latent."""
-        raise NotImplementedError
+    def _schedule(self, job: Any) -> Schedule:
+        places, first = (job.height // TOKEN) * (job.width // TOKEN), inputs.first_step(job, flow=True)
+        given = job.sampler, job.num_inference_steps, self._scheduler, places
+        return flow_schedule(*given, even=self._even(job), most=self.most_shift, first=first)
 
     # What the engine calls.
     def validate(self, job: Any) -> None:
@@ -138,10 +145,7 @@ class MMDiTCheckpoint:
             raise EngineError("invalid_job", f"{self.family} checkpoints take no ControlNets yet", field="controls")
         if self.family != "flux":
             one_scale(job, self.family)
-        for name in ("image", "mask_image"):
-            if getattr(job, name) is not None:
-                message = f"{self.family} checkpoints draw from text only so far; leave {name} out"
-                raise EngineError("invalid_job", message, field=name)
+        inputs.check(job, masked=False)
         self._schedule(job)
 
     def rows(self, job: Any) -> int:
@@ -153,13 +157,13 @@ class MMDiTCheckpoint:
         """Encode prompts, draw initial noise on the CPU from each sample's own generator."""
         encoded = self._encodings.get({key for s in samples for key in self._wanted(s)}, self._encode)
         for sample in samples:
-            job, schedule = sample.job, self._schedule(sample.job)
+            schedule = self._schedule(sample.job)
             generator = torch.Generator("cpu").manual_seed(sample.seed)
-            noise = self._drawn(job, generator)
             sample.schedule, sample.steps = schedule, len(schedule.timesteps)
-            sample.latents = (noise * schedule.initial).to(self._device.name)
-            sample.memory = torch.zeros(schedule.slots, *noise.shape, device=self._device.name)
-            sample.noise = Noise.of(schedule, generator, sample.seed, tuple(noise.shape))
+            latents = inputs.begin(self._vae, sample, False, generator, self._laid)
+            sample.latents = latents.to(self._device.name)
+            sample.memory = torch.zeros(schedule.slots, *latents.shape, device=self._device.name)
+            sample.noise = Noise.of(schedule, generator, sample.seed, tuple(latents.shape))
             keys = self._wanted(sample)
             sample.cond = encoded[keys[0]]
             if sample.rows == 2:
@@ -211,6 +215,7 @@ class MMDiTCheckpoint:
             where = torch.tensor(places, device=base.device)
             model = model.index_copy(0, where, self._guided(base, model[places], scale))
         self._batch.finish(model)
+        inputs.blend(samples)
 
     @torch.inference_mode()
     def decode(self, samples: Sequence[Sample]) -> list[Any]:
@@ -222,7 +227,7 @@ class MMDiTCheckpoint:
     def previews(self, samples: Sequence[Sample]) -> list[Any]:
         """One pixel per latent place."""
         if self._colours is None:
-            self._colours = Colours(self._pixels, self._channels, self._device.name)
+            self._colours = Colours(self._pixels, inputs.channels(self._vae), self._device.name)
         return [self._colours.picture(self._planes(sample)) for sample in samples]
 
     # Adapters.

@@ -161,7 +161,10 @@ def _noised(scheduler: Any, timestep: torch.Tensor) -> tuple[float, float]:
     """The factors of a picture and of noise at a timestep, after the calls so far; without one the picture alone."""
     if not len(timestep):
         return 1.0, 0.0
-    mixed = scheduler.add_noise(_basis(X), _basis(NOISE), timestep).reshape(-1)
+    if hasattr(scheduler, "add_noise"):
+        mixed = scheduler.add_noise(_basis(X), _basis(NOISE), timestep).reshape(-1)
+    else:  # flow matching has another name and order for it
+        mixed = scheduler.scale_noise(_basis(X), timestep, _basis(NOISE)).reshape(-1)
     return float(mixed[X]), float(mixed[NOISE])
 
 

@@ -25,8 +25,26 @@ class _DPM(diffusers.DPMSolverMultistepScheduler):  # type: ignore[misc, unused-
         )
 
 
+class _UniPC(diffusers.UniPCMultistepScheduler):  # type: ignore[misc, unused-ignore]
+    """As text-to-image uses it, in pipelines that start from a picture and ask for a flow scheduler's method."""
+
+    #: Flux's pipeline for text leaves it its own.
+    own_sigmas = False
+
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: Any = None, sigmas: Any = None, mu: float | None = None
+    ) -> None:
+        steps = num_inference_steps or len(sigmas)
+        super().set_timesteps(steps, device, None if self.own_sigmas else sigmas, mu)  # type: ignore[misc]
+
+    def scale_noise(self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        mix: Any = getattr(self, "add_noise")  # noqa: B009 (the base is unknown to a type checker)
+        mixed: torch.Tensor = mix(sample, noise, timestep)
+        return mixed
+
+
 #: Sampler → scheduler.
-SCHEDULERS: dict[str, Any] = {"UniPC": diffusers.UniPCMultistepScheduler, "DPM++ 2M": _DPM}
+SCHEDULERS: dict[str, Any] = {"UniPC": _UniPC, "DPM++ 2M": _DPM}
 
 
 def reference(pipeline: Any, wanted: Job, **given: Any) -> torch.Tensor:
@@ -35,6 +53,7 @@ def reference(pipeline: Any, wanted: Job, **given: Any) -> torch.Tensor:
     if wanted.sampler in SCHEDULERS:
         options = {**FLOW, "flow_shift": before.config.shift}
         pipeline.scheduler = SCHEDULERS[wanted.sampler].from_config(before.config, **options)
+        pipeline.scheduler.own_sigmas = type(pipeline).__name__.startswith("Flux")
     try:
         drawn: torch.Tensor = pipeline(
             wanted.prompt,
@@ -48,6 +67,14 @@ def reference(pipeline: Any, wanted: Job, **given: Any) -> torch.Tensor:
     finally:
         pipeline.scheduler = before
     return drawn
+
+
+def redrawn(pipeline: Any, wanted: Job, **given: Any) -> torch.Tensor:
+    """The latent of a job with a picture."""
+    given = {**given, "image": wanted.image, "strength": wanted.strength}
+    if wanted.mask_image is not None:
+        given["mask_image"] = wanted.mask_image
+    return reference(pipeline, wanted, **given)
 
 
 def both(engine: Engine, wanted: Job) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 
@@ -146,7 +145,6 @@ def test_a_parked_sample_is_drawn_on_bit_for_bit(sd3: tuple[Any, Path], load: Lo
         ({"sampler": "Euler a"}, "does not draw flow-matching"),
         ({"width": 72}, "multiples of 16"),
         ({"clip_skip": 9}, "take 1 to 4"),
-        ({"image": PIL.Image.new("RGB", (64, 64))}, "draw from text only"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(sd3: tuple[Any, Path], load: Load, given: Any, says: str) -> None:

@@ -28,7 +28,7 @@ def t5() -> tuple[Any, Any]:
     return tokenizer, encoder(config)
 
 
-def vae() -> Any:
+def vae(channels: int = 4) -> Any:
     """A VAE that reduces sides by eight, with a shift."""
     made: Any = diffusers.AutoencoderKL
     return made(
@@ -37,7 +37,7 @@ def vae() -> Any:
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
         norm_num_groups=2,
-        latent_channels=4,
+        latent_channels=channels,
         scaling_factor=1.5305,
         shift_factor=0.0609,
         use_quant_conv=False,
@@ -45,15 +45,15 @@ def vae() -> Any:
     )
 
 
-def sd3(folder: Path, *, with_t5: bool = True, scheduler: dict[str, Any] | None = None) -> Any:
+def sd3(folder: Path, *, with_t5: bool = True, channels: int = 4, scheduler: dict[str, Any] | None = None) -> Any:
     """A Stable Diffusion 3 pipeline, saved to ``folder``."""
     torch.manual_seed(2)
     made: Any = diffusers.SD3Transformer2DModel
     transformer = made(
         sample_size=16,
         patch_size=2,
-        in_channels=4,
-        out_channels=4,
+        in_channels=channels,
+        out_channels=channels,
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=4,
@@ -68,7 +68,7 @@ def sd3(folder: Path, *, with_t5: bool = True, scheduler: dict[str, Any] | None 
     pipeline = kind(
         transformer=tiny.lively(transformer),
         scheduler=flow(**{"shift": 3.0, **(scheduler or {})}),
-        vae=vae(),
+        vae=vae(channels),
         text_encoder=tiny.text_encoder(16, projection=8, layers=4),
         tokenizer=tiny.tokenizer(),
         text_encoder_2=tiny.text_encoder(24, projection=12, layers=4),

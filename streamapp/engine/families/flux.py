@@ -17,13 +17,11 @@ from streamapp.engine.adapters import Combination
 from streamapp.engine.clip import Conditioning
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
-from streamapp.engine.flow_schedule import flow_schedule
 from streamapp.engine.mmdit import TOKEN, MMDiTCheckpoint, half, token_ids
 from streamapp.engine.names import AUTO, sampler_name
 from streamapp.engine.packed import pack, unpack
 from streamapp.engine.pipeline_folder import Part, read_parts
 from streamapp.engine.sample import Sample
-from streamapp.engine.solver import Schedule
 
 #: Tokens of T5: the pipeline's default for both variants.
 T5_LENGTH = 512
@@ -95,11 +93,9 @@ class Flux(MMDiTCheckpoint):
         if not self._distilled and sample.job.guidance_scale > 0:
             sample.notes = (*sample.notes, UNGUIDED)
 
-    def _schedule(self, job: Any) -> Schedule:
-        places = (job.height // TOKEN) * (job.width // TOKEN)
+    def _even(self, job: Any) -> bool:
         # The pipeline gives its even sigmas to schedulers made for flow matching only.
-        even = sampler_name(job.sampler) in {AUTO, "Euler"}
-        return flow_schedule(job.sampler, job.num_inference_steps, self._scheduler, places, even=even)
+        return sampler_name(job.sampler) in {AUTO, "Euler"}
 
     def _encode(self, texts: Sequence[str], clip_skip: int, adapters: Combination) -> Sequence[Conditioning]:
         """T5's states, padded to one length, and CLIP's pooled vector."""
@@ -113,9 +109,8 @@ class Flux(MMDiTCheckpoint):
         mixer.use((), {})
         return [Conditioning(*pair) for pair in zip(states, pooled, strict=True)]
 
-    def _drawn(self, job: Any, generator: torch.Generator) -> torch.Tensor:
-        noise = torch.randn((1, self._channels, job.height // 8, job.width // 8), generator=generator)
-        return pack(noise[0])
+    def _laid(self, planes: torch.Tensor) -> torch.Tensor:
+        return pack(planes)
 
     def _call(
         self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, jobs: Sequence[Any]
@@ -145,7 +140,3 @@ class Flux(MMDiTCheckpoint):
         scaled = planes / config.scaling_factor + config.shift_factor
         images: torch.Tensor = self._vae.decode(scaled.to(self._vae.dtype), return_dict=False)[0]
         return images
-
-    @property
-    def _channels(self) -> int:
-        return int(self._transformer.config.in_channels) // 4

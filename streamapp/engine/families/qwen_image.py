@@ -17,12 +17,10 @@ from streamapp.engine.adapters import Combination
 from streamapp.engine.clip import Conditioning
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
-from streamapp.engine.flow_schedule import flow_schedule
 from streamapp.engine.mmdit import TOKEN, MMDiTCheckpoint, half
 from streamapp.engine.packed import pack, unpack
 from streamapp.engine.pipeline_folder import Part, read_parts
 from streamapp.engine.sample import Sample
-from streamapp.engine.solver import Schedule
 
 #: What the model was trained with; its first tokens, up to the prompt, are dropped from the encoding.
 TEMPLATE = (
@@ -75,9 +73,9 @@ class QwenImage(MMDiTCheckpoint):
         """A blank where there is none: the pipeline guides only with a negative prompt."""
         return " " if job.negative_prompt is None else str(job.negative_prompt)
 
-    def _schedule(self, job: Any) -> Schedule:
-        places = (job.height // TOKEN) * (job.width // TOKEN)
-        return flow_schedule(job.sampler, job.num_inference_steps, self._scheduler, places, even=True)
+    def _even(self, job: Any) -> bool:
+        del job
+        return True
 
     def _encode(self, texts: Sequence[str], clip_skip: int, adapters: Combination) -> Sequence[Conditioning]:
         """The last states behind the template's first tokens; each by itself, so that none depends on the others."""
@@ -93,9 +91,8 @@ class QwenImage(MMDiTCheckpoint):
         last: torch.Tensor = states.last_hidden_state[0, DROPPED:][:TAKEN]
         return last
 
-    def _drawn(self, job: Any, generator: torch.Generator) -> torch.Tensor:
-        noise = torch.randn((1, 1, self._channels, job.height // 8, job.width // 8), generator=generator)
-        return pack(noise[0, 0])
+    def _laid(self, planes: torch.Tensor) -> torch.Tensor:
+        return pack(planes)
 
     def _call(
         self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, jobs: Sequence[Any]
@@ -126,10 +123,6 @@ class QwenImage(MMDiTCheckpoint):
         scaled = (planes * spread + mean).to(self._vae.dtype)
         images: torch.Tensor = self._vae.decode(scaled[:, :, None], return_dict=False)[0][:, :, 0]
         return images
-
-    @property
-    def _channels(self) -> int:
-        return int(self._transformer.config.in_channels) // 4
 
 
 def _padded(texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -18,18 +18,14 @@ from streamapp.engine.adapters import Combination
 from streamapp.engine.clip import Conditioning
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
-from streamapp.engine.flow_schedule import flow_schedule
-from streamapp.engine.mmdit import TOKEN, MMDiTCheckpoint, half, token_ids
+from streamapp.engine.mmdit import MMDiTCheckpoint, half, token_ids
 from streamapp.engine.pipeline_folder import Part, read_parts
 from streamapp.engine.sample import Sample
-from streamapp.engine.solver import Schedule
 
 CLIPS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 T5, T5_TOKENIZER = "text_encoder_3", "tokenizer_3"
 #: Tokens of T5, as the pipeline's default.
 T5_LENGTH = 256
-#: The shift of the largest pictures where the scheduler's configuration has none, as the pipeline's.
-MOST_SHIFT = 1.16
 
 
 def load(path: Path, device: Device, options: Mapping[str, Any]) -> StableDiffusion3:
@@ -62,6 +58,7 @@ class StableDiffusion3(MMDiTCheckpoint):
     family = "sd3"
     lora_loader = "SD3LoraLoaderMixin"
     skips = True
+    most_shift = 1.16
 
     def __init__(self, device: Device, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
         texts = {name: parts[name] for name in (*CLIPS, T5) if parts[name] is not None}
@@ -79,10 +76,6 @@ class StableDiffusion3(MMDiTCheckpoint):
     def key(self, sample: Sample) -> tuple[Any, ...]:
         """Samples of one size and one length of text share a tick: the transformer takes no mask."""
         return (*super().key(sample), int(sample.cond.text.shape[0]))
-
-    def _schedule(self, job: Any) -> Schedule:
-        places = (job.height // TOKEN) * (job.width // TOKEN)
-        return flow_schedule(job.sampler, job.num_inference_steps, self._scheduler, places, most=MOST_SHIFT)
 
     def _encode(self, texts: Sequence[str], clip_skip: int, adapters: Combination) -> Sequence[Conditioning]:
         """Both CLIP states side by side, widened to T5's, then T5's; the two pooled vectors."""
@@ -113,9 +106,6 @@ class StableDiffusion3(MMDiTCheckpoint):
         states: torch.Tensor = self._modules[T5](ids.to(self._device.name))[0]
         return states
 
-    def _drawn(self, job: Any, generator: torch.Generator) -> torch.Tensor:
-        return torch.randn((1, self._channels, job.height // 8, job.width // 8), generator=generator)[0]
-
     def _call(
         self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, jobs: Sequence[Any]
     ) -> torch.Tensor:
@@ -134,7 +124,3 @@ class StableDiffusion3(MMDiTCheckpoint):
         scaled = planes / config.scaling_factor + config.shift_factor
         images: torch.Tensor = self._vae.decode(scaled.to(self._vae.dtype), return_dict=False)[0]
         return images
-
-    @property
-    def _channels(self) -> int:
-        return int(self._transformer.config.in_channels)
