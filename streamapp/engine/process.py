@@ -11,6 +11,7 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import count
 from multiprocessing.connection import Connection
@@ -20,6 +21,8 @@ from typing import Any
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event, Inbox
 from streamapp.engine.job import Job
+from streamapp.engine.kept_weights import KeptWeights, absolute
+from streamapp.engine.outstanding import OutstandingCalls, answer
 from streamapp.engine.parked import about
 from streamapp.engine.spawn import spawn
 from streamapp.engine.unfinished import UnfinishedJobs
@@ -31,19 +34,25 @@ YOUNG_S = 30.0
 
 
 class EngineProcess:
-    """An engine in a child process; see :class:`streamapp.engine.host.Host`.
+    """An engine in a child process, which starts with the first call; see :class:`streamapp.engine.host.Host`.
 
     Args:
+        device, dtype, max_batch_rows, threads, options: the engine's own, JSON-serialisable.
+        clock: monotonic seconds, by which a child counts as hung.
         start_grace: seconds the child may take until it is ready (imports, device); then it is killed.
         hung_after: seconds without a heartbeat, or in one tick, after which the child counts as hung and is killed.
         attempts: children that may die while they hold a job, until it fails; with 1 nothing is drawn twice, and the
             caller decides.
         keep_every: seconds between two states of each running sample that the parent is told (0: none).
-        options: of :class:`~streamapp.engine.engine.Engine`, JSON-serialisable.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the engine's own and the host's)
         self,
+        device: str = "cpu",
+        dtype: str = "float32",
+        max_batch_rows: int | None = None,
+        threads: int = 1,
+        clock: Callable[[], float] = time.monotonic,
         *,
         start_grace: float = 120.0,
         hung_after: float = 300.0,
@@ -53,17 +62,22 @@ class EngineProcess:
     ) -> None:
         self._grace = max(start_grace, 1.0)
         self._hung_after = hung_after
-        self._options = options
+        self._options = {
+            "device": device,
+            "dtype": dtype,
+            "max_batch_rows": max_batch_rows,
+            "threads": threads,
+            **options,
+        }
+        self._clock = clock
         self._attempts = attempts
         self._keep_every = keep_every if attempts > 1 else 0.0
         self._lock = threading.RLock()
         self._events = Inbox()
-        self._numbers = count(1)
-        self._futures: dict[int, Future[Any]] = {}
-        self._moving: dict[int, Call] = {}
+        self._names = count(1)
+        self._outstanding = OutstandingCalls()
         self._unfinished = UnfinishedJobs(attempts)
-        self._models: dict[str, Call] = {}
-        self._loras: dict[tuple[str, str], Call] = {}
+        self._weights = KeptWeights()
         self._stats: dict[str, Any] = {}
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
@@ -79,8 +93,8 @@ class EngineProcess:
         return self._child.pid if self._child is not None else None
 
     def start(self) -> None:
-        """Start the child and the thread that looks after it; returns at once."""
-        if self.state == "closed":
+        """Start the child and the thread that looks after it, unless that was done before; returns at once."""
+        if self._keeper is None:
             self.state = "starting"
             self._keeper = threading.Thread(target=self._keep, name="engine-host", daemon=True)
             self._keeper.start()
@@ -93,37 +107,38 @@ class EngineProcess:
         if self._keeper is not None and self._keeper is not threading.current_thread():
             self._keeper.join(10)
 
-    # Weights: remembered, so that a new child gets them too.
+    # Weights: kept, so that a new child gets them too.
     def load(self, name: str, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
         """Load a checkpoint; returns when the child has it."""
-        call = Call(0, "load", (name, str(Path(path).absolute()), family, variant))
-        self._call(call).result()
-        self._models[name] = call
+        self._loaded(Call(0, "load", (name, absolute(path), family, variant)))
 
     def unload(self, name: str) -> None:
         """Free a checkpoint and the adapters loaded for it."""
-        self._models.pop(name, None)
-        for key in [key for key in self._loras if key[1] == name]:
-            del self._loras[key]
-        self._call(Call(0, "unload", (name,))).result()
+        self._unloaded(Call(0, "unload", (name,)))
 
     def load_lora(self, name: str, path: str | Path, model: str) -> None:
         """Load an adapter; returns when the child has it."""
-        call = Call(0, "load_lora", (name, str(Path(path).absolute()), model))
-        self._call(call).result()
-        self._loras[name, model] = call
+        self._loaded(Call(0, "load_lora", (name, absolute(path), model)))
 
     def unload_lora(self, name: str) -> None:
         """Forget an adapter."""
-        for key in [key for key in self._loras if key[0] == name]:
-            del self._loras[key]
-        self._call(Call(0, "unload_lora", (name,))).result()
+        self._unloaded(Call(0, "unload_lora", (name,)))
+
+    def _loaded(self, call: Call) -> None:
+        self._call(call).result()
+        self._weights.add(call)
+
+    def _unloaded(self, call: Call) -> None:
+        self._weights.drop(call)
+        self._call(call).result()
 
     # Jobs.
-    def submit(self, job: Job, job_id: str) -> str:
+    def submit(self, job: Job, job_id: str | None = None) -> str:
         """Hand a job over; while the child restarts it waits (with ``attempts`` of 1 it fails at once)."""
         job = job.check()
+        self.start()
         with self._lock:
+            job_id = job_id if job_id is not None else f"job-{next(self._names)}"
             self._unfinished.add(job_id, job)
             if not self._send(Call(0, "submit", (job, job_id))) and (self._attempts == 1 or self.state == "closed"):
                 self._unfinished.take(job_id, -1)
@@ -164,7 +179,7 @@ class EngineProcess:
         """Start, listen, mourn, start again."""
         pause = FIRST_PAUSE_S
         while self.state != "closed":
-            born = time.monotonic()
+            born = self._clock()
             self._spawn()
             self._listen()
             self._bury()
@@ -172,7 +187,7 @@ class EngineProcess:
                 return
             self.state = "restarting"
             self.restarts += 1
-            pause = FIRST_PAUSE_S if time.monotonic() - born > YOUNG_S else min(pause * 2, LONGEST_PAUSE_S)
+            pause = FIRST_PAUSE_S if self._clock() - born > YOUNG_S else min(pause * 2, LONGEST_PAUSE_S)
             time.sleep(pause)
 
     def _spawn(self) -> None:
@@ -181,7 +196,7 @@ class EngineProcess:
                 return
             self._child, self._pipe = spawn({**self._options, "keep_every": self._keep_every})
             self._ready.clear()
-            self._sign_of_life = time.monotonic() + self._grace - self._hung_after
+            self._sign_of_life = self._clock() + self._grace - self._hung_after
 
     def _listen(self) -> None:
         """Handle what the child says until it is gone, or kill it when it says nothing for too long."""
@@ -190,13 +205,13 @@ class EngineProcess:
             while pipe is not None:
                 if pipe.poll(0.5):
                     self._heard(pipe.recv())
-                elif time.monotonic() - self._sign_of_life > self._hung_after:
+                elif self._clock() - self._sign_of_life > self._hung_after:
                     return
         except (EOFError, OSError):
             return
 
     def _heard(self, message: object) -> None:
-        now = time.monotonic()
+        now = self._clock()
         if self._ready.is_set():
             self._sign_of_life = now
         match message:
@@ -205,7 +220,7 @@ class EngineProcess:
                     self._sign_of_life = now
                     self._ready.set()
                     self.state = "ready"
-                    for call in [*self._models.values(), *self._loras.values(), *self._unfinished.again()]:
+                    for call in [*self._weights, *self._unfinished.again()]:
                         self._send(call)
             case Beat(busy_s=busy_s):
                 if busy_s > self._hung_after:
@@ -217,14 +232,13 @@ class EngineProcess:
 
     def _answered(self, reply: Reply) -> None:
         with self._lock:
-            future = self._futures.pop(reply.number, None)
-            call = self._moving.pop(reply.number, None)
+            call, future = self._outstanding.take(reply.number) or (None, None)
             if call is not None and reply.error is None and call.method == "park":
                 self._unfinished.take(*call.args)
             if call is not None and reply.error is None and call.method == "resume":
                 self._unfinished.add_state(*about(call.args[0]), call.args[0])
         if future is not None:
-            future.set_result(reply.value) if reply.error is None else future.set_exception(reply.error)
+            answer(future, reply)
 
     def _happened(self, message: Happened) -> None:
         self._stats = message.stats or self._stats
@@ -242,14 +256,12 @@ class EngineProcess:
         with self._lock:
             self._ready.clear()
             self._hang_up()
-            lost, self._futures, self._moving = self._futures, {}, {}
+            lost, self._outstanding = self._outstanding, OutstandingCalls()
             jobs = self._unfinished.clear() if self.state == "closed" else self._unfinished.died()
         if self._child is not None:
             self._child.kill()
             self._child.wait()
-        error = EngineError("engine_crashed", "the engine's process ended; it is being restarted", retryable=True)
-        for future in lost.values():
-            future.set_exception(error)
+        lost.fail(EngineError("engine_crashed", "the engine's process ended; it is being restarted", retryable=True))
         self._lose(jobs)
 
     def _hang_up(self) -> None:
@@ -258,27 +270,19 @@ class EngineProcess:
             self._pipe = None
 
     def _lose(self, jobs: list[str]) -> None:
-        closed = self.state == "closed"
-        code, message = (
-            ("engine_closed", "the engine was closed")
-            if closed
-            else ("engine_crashed", "the engine's process ended while it held this job")
-        )
-        error = EngineError(code, message, retryable=True)
+        error = EngineError("engine_crashed", "the engine's process ended while it held this job", retryable=True)
+        if self.state == "closed":
+            error = EngineError("engine_closed", "the engine was closed", retryable=True)
         self._events.put([Event(job_id, -1, "failed", error) for job_id in jobs])
 
     def _call(self, call: Call) -> Future[Any]:
         """Send a call that is answered; waits for the child to be ready first (start grace)."""
-        future: Future[Any] = Future()
+        self.start()
         self._ready.wait(self._grace)
         with self._lock:
-            number = next(self._numbers)
-            self._futures[number] = future
-            if call.method in {"park", "resume"}:
-                self._moving[number] = call
-            if not self._send(Call(number, call.method, call.args)):
-                del self._futures[number]
-                self._moving.pop(number, None)
+            call, future = self._outstanding.add(call)
+            if not self._send(call):
+                self._outstanding.take(call.number)
                 future.set_exception(EngineError("engine_crashed", "the engine is not running", retryable=True))
         return future
 

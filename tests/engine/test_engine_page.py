@@ -15,7 +15,6 @@ from tests.engine.test_exact import POCKET
 from tests.models.make_lora import make_lora
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "engine.md"
-#: The last one, marked ``py``, is a script of its own: tests of the process host start such processes.
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
@@ -38,12 +37,12 @@ def test_every_snippet_runs(folder: Path) -> None:
     for number, code in enumerate(SNIPPETS):
         exec(compile(code, f"snippet {number}", "exec"), names)  # noqa: S102 (our own page)
     names["engine"].close()
-    assert len(SNIPPETS) == 6
+    assert len(SNIPPETS) == 7
     assert {path.name for path in folder.glob("*.png")} == {"a cute panda.png", "a red apple.png", "photo.png"}
     assert len({picture.tobytes() for picture in names["pictures"]}) == 3
     assert names["painted"].size == (96, 96)
     assert names["canvas"].size == names["beyond"].size == (128, 96)
-    assert [picture.size for picture in (*names["steered"], names["frog"])] == [(64, 64)] * 2
+    assert [picture.size for picture in (*names["steered"], names["frog"], *names["pandas"])] == [(64, 64)] * 3
 
 
 def test_the_first_one_is_ten_lines() -> None:
