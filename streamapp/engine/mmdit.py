@@ -27,6 +27,7 @@ from streamapp.engine.previews import Colours
 from streamapp.engine.prompts import plain
 from streamapp.engine.sample import Sample
 from streamapp.engine.solver import Batch, Schedule
+from streamapp.engine.stopwatch import Stopwatch
 
 #: Pixels of a side per image token: the VAE reduces by eight, the transformer takes patches of two by two.
 TOKEN = 16
@@ -75,6 +76,7 @@ class MMDiTCheckpoint:
         self._device = device
         self._transformer, self._vae, self._dtype = transformer, vae, transformer.dtype
         self._scheduler = dict(scheduler)
+        self._stopwatch = Stopwatch(transformer, device.name)
         self._batch = Batch()
         self._digest: str | None = None
         self._colours: Colours | None = None
@@ -216,6 +218,10 @@ class MMDiTCheckpoint:
             model = model.index_copy(0, where, self._guided(base, model[places], scale))
         self._batch.finish(model)
         inputs.blend(samples)
+
+    def forward_s(self) -> float:
+        """Of the transformer since the last call; waits for the device."""
+        return self._stopwatch.seconds()
 
     @torch.inference_mode()
     def decode(self, samples: Sequence[Sample]) -> list[Any]:

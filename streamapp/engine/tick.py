@@ -52,9 +52,11 @@ class Ticks:
             if len(batch) == 1:
                 raise too_large(batch[0].job)
             raise MemoryShort(self._caps.halve(batch[0], rows))
+        forward = checkpoint.forward_s()
         wall = self._clock() - began
         self._caps.learn(batch[0], rows, wall, self._memory.peak())
-        self.figures.append({"key": batch[0].key, "samples": len(batch), "rows": rows, "wall_s": wall})
+        figures = {"key": batch[0].key, "samples": len(batch), "rows": rows, "wall_s": wall, "forward_s": forward}
+        self.figures.append(figures)
         for sample in batch:
             sample.step += 1
             sample.spent("denoise", wall)

@@ -29,6 +29,7 @@ from streamapp.engine.pictures import results
 from streamapp.engine.previews import Colours
 from streamapp.engine.sample import Sample
 from streamapp.engine.solver import Batch, schedule_for
+from streamapp.engine.stopwatch import Stopwatch
 
 FACTOR = 8
 
@@ -64,6 +65,7 @@ class UNetCheckpoint:
         self._unet = unet
         #: Asking a model for it walks all its modules.
         self._dtype = unet.dtype
+        self._stopwatch = Stopwatch(unet, device.name)
         self._batch = Batch()
         self._vae = vae
         self._scheduler = dict(scheduler)
@@ -165,6 +167,10 @@ class UNetCheckpoint:
             )
         self._batch.finish(model)
         inputs.blend(samples)
+
+    def forward_s(self) -> float:
+        """Of the U-Net since the last call; waits for the device."""
+        return self._stopwatch.seconds()
 
     def _forward(
         self,

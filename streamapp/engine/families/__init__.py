@@ -57,6 +57,9 @@ class Checkpoint(Protocol):
     def denoise(self, samples: Sequence[Sample]) -> None:
         """One denoiser forward for all and one solver step each; ``step`` is advanced by the engine."""
 
+    def forward_s(self) -> float:
+        """Seconds of the denoiser's forwards since the last call; waits until the device has done what it was given."""
+
     def decode(self, samples: Sequence[Sample]) -> list[Any]:
         """Finished latents to pictures, in the form each job's ``output`` names; EngineError in place of a bad one."""
 

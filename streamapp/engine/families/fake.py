@@ -46,11 +46,13 @@ class FakeCheckpoint:
         self._seconds: Callable[[int], float] = seconds if callable(seconds) else lambda _: self._tick_s
         self._ledger: ByteLedger = options.get("ledger") or ByteLedger(sys.maxsize)
         self._loras: dict[str, int] = {}
+        self._forward_s = 0.0
         self._spend(float(options.get("load_s") or 0.0))
 
-    def _spend(self, seconds: float) -> None:
+    def _spend(self, seconds: float) -> float:
         if seconds > 0:
             self._sleep(seconds)
+        return seconds
 
     def validate(self, job: Any) -> None:
         """Sides must be multiples of eight, like everywhere."""
@@ -74,12 +76,17 @@ class FakeCheckpoint:
         """Spend a tick; misbehave where asked."""
         slow = any(SLOW in sample.job.prompt for sample in samples)
         with self._ledger.taken(sum(s.rows * s.job.width * s.job.height for s in samples)):
-            self._spend(max(self._seconds(sum(s.rows for s in samples)), SLOW_TICK if slow else 0.0))
+            self._forward_s += self._spend(max(self._seconds(sum(s.rows for s in samples)), SLOW_TICK if slow else 0.0))
         for sample in samples:
             if CRASH in sample.job.prompt and sample.step + 1 >= sample.steps // 2:
                 os._exit(70)
             if HANG in sample.job.prompt:
                 time.sleep(3600)
+
+    def forward_s(self) -> float:
+        """What ticks cost since the last call."""
+        seconds, self._forward_s = self._forward_s, 0.0
+        return seconds
 
     def decode(self, samples: Sequence[Sample]) -> list[Any]:
         """Stripes whose colours are a digest of everything that decides the picture."""

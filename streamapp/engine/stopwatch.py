@@ -1,0 +1,46 @@
+"""How long a denoiser's forwards take, on the device that computes them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+
+class Stopwatch:
+    """Times every forward of a module.
+
+    A CUDA device works behind the caller: events in its stream take the times there, and are read once it is done.
+
+    Args:
+        device: ``cpu`` or ``cuda:0``, where the module is.
+    """
+
+    def __init__(self, module: torch.nn.Module, device: str) -> None:
+        self._cuda = torch.device(device).type == "cuda"
+        self._began: Any = None
+        self._laps: list[tuple[Any, Any]] = []
+        module.register_forward_pre_hook(self._start)
+        module.register_forward_hook(self._stop)
+
+    def seconds(self) -> float:
+        """Of all forwards since the last call; the device has finished whatever it was given before this returns."""
+        laps, self._laps = self._laps, []
+        if not self._cuda:
+            return sum(end - began for began, end in laps)
+        torch.cuda.current_stream().synchronize()
+        return sum(began.elapsed_time(end) for began, end in laps) / 1000.0
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _start(self, *_: object) -> None:
+        self._began = self._now()
+
+    def _stop(self, *_: object) -> None:
+        self._laps.append((self._began, self._now()))
