@@ -70,6 +70,14 @@ class AsyncEngine:
         """Forget an adapter."""
         await asyncio.to_thread(self._host.unload_lora, name)
 
+    async def load_embedding(self, name: str, path: str | Path, model: str) -> None:
+        """Let prompts of a checkpoint name a learned word."""
+        await asyncio.to_thread(self._host.load_embedding, name, path, model)
+
+    async def unload_embedding(self, name: str) -> None:
+        """Forget a learned word."""
+        await asyncio.to_thread(self._host.unload_embedding, name)
+
     def submit(self, job: Job, job_id: str) -> None:
         """Hand a job over.
 

@@ -1,15 +1,17 @@
-"""CLIP text encoders with weighted prompts of any length, and the cache of what they gave."""
+"""CLIP text encoders with weighted prompts of any length and learned words, and the cache of what they gave."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from streamapp.engine.adapters import Adapter, Combination
+from streamapp.engine.embeddings import Embedding, Embeddings
 from streamapp.engine.errors import EngineError
 from streamapp.engine.mixing import Mixer
 from streamapp.engine.prompts import MAX_WINDOWS, Window, windows
@@ -28,6 +30,8 @@ class Wanted:
     text: str
     clip_skip: int
     adapters: Combination
+    #: Digests of the embeddings that the text names.
+    embeddings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +67,18 @@ class ClipEncoder:
         self._tokenizer = tokenizer
         self._layer = layer
         self._norm = norm
+        self._embeddings = Embeddings("", {})
         self._comma = tokenizer.get_vocab().get(",</w>")
+
+    def hear(self, embeddings: Embeddings) -> None:
+        """Let prompts name these."""
+        self._embeddings = embeddings
+        embeddings.longest = min(embeddings.longest, self._size)
+
+    @property
+    def _size(self) -> int:
+        """Tokens of a window, without begin and end."""
+        return int(self._tokenizer.model_max_length) - 2
 
     def windows(self, text: str) -> tuple[Window, ...]:
         """The prompt in this encoder's windows.
@@ -71,18 +86,21 @@ class ClipEncoder:
         Raises:
             EngineError: ``invalid_job`` for a prompt that is longer than can be drawn.
         """
-        size = self._tokenizer.model_max_length - 2
 
-        def tokenize(words: str) -> Sequence[int]:
-            tokens: list[int] = self._tokenizer(words, add_special_tokens=False, verbose=False).input_ids
-            return tokens
+        def tokenize(words: str) -> Sequence[int | tuple[int, ...]]:
+            found: list[int | tuple[int, ...]] = []
+            for piece in self._embeddings.pieces(words):
+                if isinstance(piece, Embedding):
+                    found.append(piece.tokens)
+                else:
+                    found += self._tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
+            return found
 
-        found = windows(text, tokenize, size, self._comma)
+        found = windows(text, tokenize, self._size, self._comma)
         if len(found) > MAX_WINDOWS:
             count = sum(len(window.tokens) for window in found)
-            message = (
-                f"the prompt has {count} tokens in {len(found)} windows of {size}; at most {MAX_WINDOWS} are drawn"
-            )
+            message = f"the prompt has {count} tokens in {len(found)} windows of {self._size};"
+            message = f"{message} at most {MAX_WINDOWS} are drawn"
             raise EngineError("invalid_job", message, field="prompt")
         return found
 
@@ -117,13 +135,33 @@ class ClipEncoder:
         device = self.model.device
         self.mixer.use([adapters] * len(some), resident)
         ids = torch.tensor([self._padded(window) for window in some], device=device)
-        output = self.model(ids, output_hidden_states=True)
+        with self._embedded(ids):
+            output = self.model(ids.clamp(min=0), output_hidden_states=True)
         self.mixer.use((), {})
         states = output.hidden_states[-max(self._layer, clip_skip)]
         if self._norm:
             states = self.model.text_model.final_layer_norm(states)
         rows = [_emphasis(state, window) for state, window in zip(states, some, strict=True)]
         return torch.stack(rows), getattr(output, "text_embeds", None)
+
+    @contextmanager
+    def _embedded(self, ids: torch.Tensor) -> Iterator[None]:
+        """Meanwhile the vectors of embeddings stand in the places of their tokens, which are negative."""
+        places = ids < 0
+        if not places.any():
+            yield
+            return
+        rows = torch.stack(self._embeddings.rows(self.part, ids[places].tolist()))
+
+        def placed(module: Any, given: Any, output: torch.Tensor) -> torch.Tensor:
+            del module, given
+            return output.masked_scatter(places[..., None], rows)
+
+        hook = self.model.get_input_embeddings().register_forward_hook(placed)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _padded(self, window: Window) -> list[int]:
         tokenizer = self._tokenizer
@@ -161,11 +199,11 @@ class Encodings:
         found = {key: self._kept[key] for key in wanted if key in self._kept}
         for key in found:
             self._kept.move_to_end(key)
-        missing = wanted - found.keys()
-        for skip, adapters in {(key.clip_skip, key.adapters) for key in missing}:
-            texts = sorted(key.text for key in missing if (key.clip_skip, key.adapters) == (skip, adapters))
-            for text, encoding in zip(texts, encode(texts, skip, adapters), strict=True):
-                key = Wanted(text, skip, adapters)
+        missing: dict[tuple[int, Combination], list[Wanted]] = {}
+        for key in sorted(wanted - found.keys(), key=lambda key: key.text):
+            missing.setdefault((key.clip_skip, key.adapters), []).append(key)
+        for (skip, adapters), keys in missing.items():
+            for key, encoding in zip(keys, encode([key.text for key in keys], skip, adapters), strict=True):
                 found[key] = self._kept[key] = encoding
                 self._bytes += encoding.bytes
         while self._bytes > self._limit:

@@ -10,22 +10,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from streamapp.engine import parked
 from streamapp.engine.caps import Caps
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event
-from streamapp.engine.families import CONTROLNET, Checkpoint, Device, load, load_control
+from streamapp.engine.families import Device
 from streamapp.engine.job import Job
 from streamapp.engine.memory import memory_of
 from streamapp.engine.queue import Queue
 from streamapp.engine.sample import Sample, Shared
 from streamapp.engine.tick import MemoryShort, Ticks
+from streamapp.engine.weights import Weights
 
 
-class Engine:
+class Engine(Weights):
     """Draws jobs with loaded checkpoints, many at a time. Not thread-safe: one thread calls it.
 
     Args:
@@ -49,57 +49,13 @@ class Engine:
         preview_every: int = 0,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.device = Device(device, dtype, threads)
         self.caps = Caps(max_batch_rows)
         self.clock = clock
-        self._options = dict(options or {})
-        self._checkpoints: dict[str, Checkpoint] = {}
-        self._controls: dict[str, Any] = {}
         self._queue = Queue(self.caps)
+        super().__init__(Device(device, dtype, threads), options or {})
         self._events: list[Event] = []
         self._ticks = Ticks(self.caps, memory_of(device, self._options.get("ledger")), clock, preview_every)
         self._names = count(1)
-
-    # Weights.
-    def load(self, name: str, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
-        """Load a checkpoint under ``name``; one that is loaded under that name already is replaced when idle.
-
-        Family ``controlnet`` loads a ControlNet, which jobs of every checkpoint that it fits can name as a control.
-
-        Raises:
-            EngineError: ``load_failed``, or ``invalid_job`` while samples still use the old one.
-        """
-        options = {**self._options, "variant": variant, "clock": self.clock, "controls": self._controls}
-        self._unused(name)
-        if family == CONTROLNET:
-            control = load_control(path, self.device)
-            self.unload(name)
-            self._controls[name] = control
-            return
-        loaded = load(family, path, self.device, options)
-        self.unload(name)
-        self._checkpoints[name] = loaded
-
-    def unload(self, name: str) -> None:
-        """Free a checkpoint or a ControlNet; unknown names are ignored."""
-        self._unused(name)
-        self.caps.forget(name)
-        for loaded in (self._checkpoints.pop(name, None), self._controls.pop(name, None)):
-            if loaded is not None:
-                loaded.release()
-
-    def load_lora(self, name: str, path: str | Path, model: str) -> None:
-        """Keep an adapter ready for jobs of ``model``.
-
-        Raises:
-            EngineError: ``incompatible_lora`` naming the layer, ``load_failed`` for an unreadable file.
-        """
-        self._checkpoint(model).load_lora(name, Path(path))
-
-    def unload_lora(self, name: str) -> None:
-        """Forget an adapter everywhere; samples that use it keep their factors until they end."""
-        for checkpoint in self._checkpoints.values():
-            checkpoint.unload_lora(name)
 
     # Jobs.
     def submit(self, job: Job, job_id: str | None = None, images: Sequence[int] | None = None) -> str:
@@ -208,6 +164,7 @@ class Engine:
             "checkpoints": {name: checkpoint.bytes for name, checkpoint in self._checkpoints.items()},
             "controls": {name: control.bytes for name, control in self._controls.items()},
             "loras": {name: size for c in self._checkpoints.values() for name, size in c.adapters.items()},
+            "embeddings": {name: size for c in self._checkpoints.values() for name, size in c.embeddings.sizes.items()},
             "ticks": list(self._ticks.figures),
         }
 
@@ -261,28 +218,3 @@ class Engine:
         for job_id in dict.fromkeys(sample.job_id for sample in samples):
             self._queue.keep(lambda sample, gone=job_id: sample.job_id != gone)  # type: ignore[misc]
             self._events.append(Event(job_id, -1, "failed", error))
-
-    # Small things.
-    def _checkpoint(self, name: str) -> Checkpoint:
-        found = self._checkpoints.get(name)
-        if found is None:
-            known = ", ".join(self._checkpoints) or "none"
-            raise EngineError("unknown_model", f"model {name!r} is not loaded; loaded: {known}", field="model")
-        return found
-
-    def _complete(self, job: Job) -> Checkpoint:
-        """The checkpoint of a job whose weights are all here."""
-        checkpoint = self._checkpoint(job.model)
-        job.require(checkpoint.adapters, self._controls)
-        return checkpoint
-
-    def _identity(self, sample: Sample) -> dict[str, str]:
-        """What must be the same for a sample to be drawn on."""
-        adapters = [name for name, _ in sample.adapters]
-        own = self._checkpoints[sample.job.model].identity(adapters)
-        nets = {f"control {each.model}": self._controls[each.model].digest for each in sample.job.controls}
-        return {"kind of device": self.device.name.partition(":")[0], **own, **nets}
-
-    def _unused(self, name: str) -> None:
-        if any(name in (s.job.model, *(control.model for control in s.job.controls)) for s in self._queue):
-            raise EngineError("invalid_job", f"model {name!r} is in use; wait for its samples or cancel them")

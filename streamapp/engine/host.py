@@ -16,6 +16,7 @@ from streamapp.engine.engine import Engine
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event, Inbox
 from streamapp.engine.job import Job
+from streamapp.engine.kept_weights import WeightCalls
 
 
 class Host(Protocol):
@@ -41,6 +42,12 @@ class Host(Protocol):
         """Like the engine's, and kept."""
 
     def unload_lora(self, name: str) -> None:
+        """Like the engine's."""
+
+    def load_embedding(self, name: str, path: str | Path, model: str) -> None:
+        """Like the engine's, and kept."""
+
+    def unload_embedding(self, name: str) -> None:
         """Like the engine's."""
 
     def submit(self, job: Job, job_id: str) -> str:
@@ -98,7 +105,7 @@ def _redraw(
         events.append(Event(job_id, -1, "failed", error))
 
 
-class EngineThread:
+class EngineThread(WeightCalls):
     """An engine in a thread of this process: same calls as a process host, no crash protection."""
 
     def __init__(self, **options: Any) -> None:
@@ -122,21 +129,8 @@ class EngineThread:
             self._thread.join()
         self.state = "closed"
 
-    def load(self, name: str, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
-        """Load a checkpoint; returns when it is loaded."""
-        self._call("load", name, path, family, variant).result()
-
-    def unload(self, name: str) -> None:
-        """Free a checkpoint."""
-        self._call("unload", name).result()
-
-    def load_lora(self, name: str, path: str | Path, model: str) -> None:
-        """Load an adapter; returns when it is loaded."""
-        self._call("load_lora", name, path, model).result()
-
-    def unload_lora(self, name: str) -> None:
-        """Forget an adapter."""
-        self._call("unload_lora", name).result()
+    def _asked(self, method: str, *args: Any) -> Any:
+        return self._call(method, *args).result()
 
     def submit(self, job: Job, job_id: str) -> str:
         """Hand a job over."""

@@ -16,6 +16,7 @@ from streamapp.engine import inputs
 from streamapp.engine.adapters import Adapter, Combination, read_adapter
 from streamapp.engine.clip import Conditioning, Encodings, Wanted
 from streamapp.engine.digests import digest
+from streamapp.engine.embeddings import Embeddings
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
 from streamapp.engine.flow_schedule import flow_schedule
@@ -84,6 +85,7 @@ class MMDiTCheckpoint:
         self._mixers = {part: Mixer(part, self._modules[part]) for part in ("transformer", *heard)}
         self._mixer = self._mixers["transformer"]
         self._encodings = Encodings()
+        self.embeddings = Embeddings(self.family, {})
 
     # What a family says.
     #: The shift at the largest pictures where the scheduler's configuration has none.
@@ -186,6 +188,11 @@ class MMDiTCheckpoint:
         if sample.rows == 2:
             texts.append(Wanted(plain(self._negative(sample.job))[0], 1, heard))
         return texts
+
+    @torch.inference_mode()
+    def encode_ahead(self, texts: Sequence[str], clip_skip: int) -> None:
+        """Encode prompts that jobs will have."""
+        self._encodings.get({Wanted(plain(text)[0], clip_skip, ()) for text in texts}, self._encode)
 
     def key(self, sample: Sample) -> tuple[Any, ...]:
         """Samples of one size share a tick."""

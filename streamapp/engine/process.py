@@ -15,13 +15,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import count
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event, Inbox
 from streamapp.engine.job import Job
-from streamapp.engine.kept_weights import KeptWeights, absolute
+from streamapp.engine.kept_weights import KeptWeights, WeightCalls
 from streamapp.engine.outstanding import OutstandingCalls, answer
 from streamapp.engine.parked import about
 from streamapp.engine.spawn import spawn
@@ -33,7 +32,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 30.0
 YOUNG_S = 30.0
 
 
-class EngineProcess:
+class EngineProcess(WeightCalls):
     """An engine in a child process, which starts with the first call; see :class:`streamapp.engine.host.Host`.
 
     Args:
@@ -108,29 +107,20 @@ class EngineProcess:
             self._keeper.join(10)
 
     # Weights: kept, so that a new child gets them too.
-    def load(self, name: str, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
-        """Load a checkpoint; returns when the child has it."""
-        self._loaded(Call(0, "load", (name, absolute(path), family, variant)))
-
-    def unload(self, name: str) -> None:
-        """Free a checkpoint and the adapters loaded for it."""
-        self._unloaded(Call(0, "unload", (name,)))
-
-    def load_lora(self, name: str, path: str | Path, model: str) -> None:
-        """Load an adapter; returns when the child has it."""
-        self._loaded(Call(0, "load_lora", (name, absolute(path), model)))
-
-    def unload_lora(self, name: str) -> None:
-        """Forget an adapter."""
-        self._unloaded(Call(0, "unload_lora", (name,)))
-
-    def _loaded(self, call: Call) -> None:
-        self._call(call).result()
-        self._weights.add(call)
-
-    def _unloaded(self, call: Call) -> None:
-        self._weights.drop(call)
-        self._call(call).result()
+    def _asked(self, method: str, *args: Any) -> Any:
+        call = Call(0, method, args)
+        dropped = method.startswith("unload")
+        try:
+            found = self._call(call).result()
+            if method.startswith("load"):
+                self._weights.add(call)
+        except EngineError as error:
+            dropped = dropped and error.code != "invalid_job"  # in use: it stays
+            raise
+        finally:
+            if dropped:
+                self._weights.drop(call)
+        return found
 
     # Jobs.
     def submit(self, job: Job, job_id: str | None = None) -> str:

@@ -93,13 +93,13 @@ def _fragments(pieces: Sequence[tuple[str, float]]) -> list[Fragment]:
 
 
 def windows(
-    prompt: str, tokenize: Callable[[str], Sequence[int]], size: int, comma: int | None = None
+    prompt: str, tokenize: Callable[[str], Sequence[int | tuple[int, ...]]], size: int, comma: int | None = None
 ) -> tuple[Window, ...]:
     """Cut a prompt into windows of at most ``size`` tokens; always at least one.
 
     Args:
         prompt: as the user wrote it.
-        tokenize: words to tokens, without begin and end.
+        tokenize: words to tokens, without begin and end; those of a tuple stay in one window.
         size: tokens of a window, 75 for CLIP.
         comma: the token of a comma, behind which a window rather breaks than in the middle of a thought.
     """
@@ -115,9 +115,10 @@ def windows(
             flush(len(tokens))
             continue
         for token in tokenize(fragment.text):
-            if len(tokens) == size:
-                flush(size if token == comma else _break(tokens, comma))
-            tokens.append((token, fragment.weight))
+            together = token if isinstance(token, tuple) else (token,)
+            if len(tokens) + len(together) > size:
+                flush(len(tokens) if comma in together or len(together) > 1 else _break(tokens, comma))
+            tokens += [(each, fragment.weight) for each in together]
     if tokens or not done:
         flush(len(tokens))
     return tuple(done)

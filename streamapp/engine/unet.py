@@ -20,6 +20,7 @@ from streamapp.engine.adapters import Adapter, Combination, read_adapter
 from streamapp.engine.clip import ClipEncoder, Conditioning, Encodings, Wanted
 from streamapp.engine.decoding import decoded
 from streamapp.engine.digests import digest
+from streamapp.engine.embeddings import Embeddings
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
 from streamapp.engine.job import one_scale
@@ -62,6 +63,9 @@ class UNetCheckpoint:
             module.to(device.name).eval().requires_grad_(False)
         self._device = device
         self._encoders = tuple(encoders)
+        self.embeddings = Embeddings(self.family, {each.part: each.model for each in encoders})
+        for encoder in encoders:
+            encoder.hear(self.embeddings)
         self._unet = unet
         #: Asking a model for it walks all its modules.
         self._dtype = unet.dtype
@@ -136,7 +140,13 @@ class UNetCheckpoint:
             texts.append(negative)
         parts = [encoder.part for encoder in self._encoders]
         heard = tuple(pair for pair in sample.adapters if any(self._adapters[pair[0]].parts[part] for part in parts))
-        return [Wanted(text, sample.job.clip_skip, heard) for text in texts]
+        return [Wanted(text, sample.job.clip_skip, heard, self.embeddings.digests(text)) for text in texts]
+
+    @torch.inference_mode()
+    def encode_ahead(self, texts: Sequence[str], clip_skip: int) -> None:
+        """Encode prompts that jobs will have."""
+        wanted = {Wanted(text, clip_skip, (), self.embeddings.digests(text)) for text in texts}
+        self._encodings.get(wanted, self._encode)
 
     def key(self, sample: Sample) -> tuple[Any, ...]:
         """Samples of one latent shape share a tick: prompts are padded to one length."""

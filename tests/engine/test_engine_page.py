@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from tests.engine import tiny
 from tests.engine.test_exact import POCKET
@@ -24,6 +27,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "streamapp" / "models").mkdir(parents=True)
     (tmp_path / "streamapp" / "models" / "pocket").symlink_to(POCKET)
     make_lora(tmp_path / "style.safetensors")
+    width = json.loads((POCKET / "text_encoder" / "config.json").read_text())["hidden_size"]
+    save_file({"emb_params": torch.ones(2, width)}, tmp_path / "badpicture.safetensors")
     models: Any = diffusers.UNet2DConditionModel
     tiny.controlnet(tmp_path / "canny", models.from_pretrained(POCKET / "unet", local_files_only=True), seed=1)
     Image.linear_gradient("L").convert("RGB").save(tmp_path / "photo.png")
@@ -37,12 +42,14 @@ def test_every_snippet_runs(folder: Path) -> None:
     for number, code in enumerate(SNIPPETS):
         exec(compile(code, f"snippet {number}", "exec"), names)  # noqa: S102 (our own page)
     names["engine"].close()
-    assert len(SNIPPETS) == 7
+    assert len(SNIPPETS) == 8
     assert {path.name for path in folder.glob("*.png")} == {"a cute panda.png", "a red apple.png", "photo.png"}
     assert len({picture.tobytes() for picture in names["pictures"]}) == 3
     assert names["painted"].size == (96, 96)
     assert names["canvas"].size == names["beyond"].size == (128, 96)
-    assert [picture.size for picture in (*names["steered"], names["frog"], *names["pandas"])] == [(64, 64)] * 3
+    assert [picture.size for picture in (*names["steered"], names["frog"], *names["pandas"], names["better"])] == [
+        (64, 64)
+    ] * 4
 
 
 def test_the_first_one_is_ten_lines() -> None:

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from streamapp.engine.embeddings import Embeddings
 from streamapp.engine.errors import EngineError
 from streamapp.engine.sample import Sample
 
@@ -41,6 +42,7 @@ class Checkpoint(Protocol):
     """A loaded checkpoint. The engine calls it from one thread only."""
 
     family: str
+    embeddings: Embeddings
 
     def validate(self, job: Any) -> None:
         """Refuse what this checkpoint cannot draw, before the job runs (raises EngineError)."""
@@ -75,6 +77,9 @@ class Checkpoint(Protocol):
     @property
     def adapters(self) -> Mapping[str, int]:
         """Adapters by name, with their bytes."""
+
+    def encode_ahead(self, texts: Sequence[str], clip_skip: int) -> None:
+        """Encode prompts that jobs will have, as far as there is room to keep them."""
 
     def identity(self, adapters: Sequence[str]) -> Mapping[str, str]:
         """By name what must be the same for a parked sample with these adapters to be drawn on, bit for bit.

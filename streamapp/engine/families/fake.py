@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from streamapp.engine.embeddings import Embeddings
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Picture
 from streamapp.engine.families import Device
@@ -33,6 +34,14 @@ def load(path: Path, device: Device, options: Mapping[str, Any]) -> FakeCheckpoi
     return FakeCheckpoint(path, options)
 
 
+class _Names(Embeddings):
+    """Remembers names; files are not read."""
+
+    def _read(self, name: str, path: Path) -> tuple[dict[str, Any], str]:
+        del path
+        return {}, name
+
+
 class FakeCheckpoint:
     """Keeps the promises of a checkpoint and draws coloured stripes."""
 
@@ -46,6 +55,7 @@ class FakeCheckpoint:
         self._seconds: Callable[[int], float] = seconds if callable(seconds) else lambda _: self._tick_s
         self._ledger: ByteLedger = options.get("ledger") or ByteLedger(sys.maxsize)
         self._loras: dict[str, int] = {}
+        self.embeddings: Embeddings = _Names(self.family, {})
         self._forward_s = 0.0
         self._spend(float(options.get("load_s") or 0.0))
 
@@ -118,6 +128,9 @@ class FakeCheckpoint:
     def unload_lora(self, name: str) -> None:
         """Forget the name."""
         self._loras.pop(name, None)
+
+    def encode_ahead(self, texts: Sequence[str], clip_skip: int) -> None:
+        """Nothing to encode."""
 
     @property
     def adapters(self) -> Mapping[str, int]:

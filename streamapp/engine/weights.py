@@ -1,0 +1,128 @@
+"""What an engine has loaded: checkpoints, ControlNets, and by checkpoint LoRAs and learned words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from streamapp.engine.caps import Caps
+from streamapp.engine.errors import EngineError
+from streamapp.engine.families import CONTROLNET, Checkpoint, Device, load, load_control
+from streamapp.engine.job import Job
+from streamapp.engine.queue import Queue
+from streamapp.engine.sample import Sample
+
+
+class Weights:
+    """The part of an engine that loads and drops.
+
+    Args:
+        device: where they are loaded.
+        options: passed to every family's ``load``.
+    """
+
+    clock: Callable[[], float]
+    caps: Caps
+    _queue: Queue
+
+    def __init__(self, device: Device, options: Mapping[str, Any]) -> None:
+        self.device = device
+        self._options = dict(options)
+        self._checkpoints: dict[str, Checkpoint] = {}
+        self._controls: dict[str, Any] = {}
+
+    def load(self, name: str, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
+        """Load a checkpoint under ``name``; one that is loaded under that name already is replaced when idle.
+
+        Family ``controlnet`` loads a ControlNet, which jobs of every checkpoint that it fits can name as a control.
+
+        Raises:
+            EngineError: ``load_failed``, or ``invalid_job`` while samples still use the old one.
+        """
+        options = {**self._options, "variant": variant, "clock": self.clock, "controls": self._controls}
+        self._unused(name)
+        if family == CONTROLNET:
+            control = load_control(path, self.device)
+            self.unload(name)
+            self._controls[name] = control
+            return
+        loaded = load(family, path, self.device, options)
+        self.unload(name)
+        self._checkpoints[name] = loaded
+
+    def unload(self, name: str) -> None:
+        """Free a checkpoint or a ControlNet; unknown names are ignored."""
+        self._unused(name)
+        self.caps.forget(name)
+        for loaded in (self._checkpoints.pop(name, None), self._controls.pop(name, None)):
+            if loaded is not None:
+                loaded.release()
+
+    def load_lora(self, name: str, path: str | Path, model: str) -> None:
+        """Keep an adapter ready for jobs of ``model``.
+
+        Raises:
+            EngineError: ``incompatible_lora`` naming the layer, ``load_failed`` for an unreadable file.
+        """
+        self._checkpoint(model).load_lora(name, Path(path))
+
+    def unload_lora(self, name: str) -> None:
+        """Forget an adapter everywhere; samples that use it keep their factors until they end."""
+        for checkpoint in self._checkpoints.values():
+            checkpoint.unload_lora(name)
+
+    def load_embedding(self, name: str, path: str | Path, model: str) -> None:
+        """Let prompts of ``model`` name a learned word (textual inversion).
+
+        Raises:
+            EngineError: ``incompatible_embedding`` for one of another family, ``load_failed`` for an unreadable file,
+                ``invalid_job`` while jobs that name another one of this name wait.
+        """
+        self._unnamed(name)
+        self._checkpoint(model).embeddings.load(name, Path(path))
+
+    def unload_embedding(self, name: str) -> None:
+        """Forget a learned word everywhere (``invalid_job`` while jobs that name it wait)."""
+        self._unnamed(name)
+        for checkpoint in self._checkpoints.values():
+            checkpoint.embeddings.forget(name)
+
+    def encode_ahead(self, texts: Sequence[str], model: str, clip_skip: int = 1) -> None:
+        """Encode prompts, or negative ones, that jobs of ``model`` will have; they are kept while there is room."""
+        self._checkpoint(model).encode_ahead(texts, clip_skip)
+
+    def _checkpoint(self, name: str) -> Checkpoint:
+        found = self._checkpoints.get(name)
+        if found is None:
+            known = ", ".join(self._checkpoints) or "none"
+            raise EngineError("unknown_model", f"model {name!r} is not loaded; loaded: {known}", field="model")
+        return found
+
+    def _complete(self, job: Job) -> Checkpoint:
+        """The checkpoint of a job whose weights are all here."""
+        checkpoint = self._checkpoint(job.model)
+        job.require(checkpoint.adapters, self._controls)
+        return checkpoint
+
+    def _identity(self, sample: Sample) -> dict[str, str]:
+        """What must be the same for a sample to be drawn on."""
+        adapters = [name for name, _ in sample.adapters]
+        own = self._checkpoints[sample.job.model].identity(adapters)
+        nets = {f"control {each.model}": self._controls[each.model].digest for each in sample.job.controls}
+        words = {f"embedding {name}": found for name, found in self._named(sample).items()}
+        return {"kind of device": self.device.name.partition(":")[0], **own, **nets, **words}
+
+    def _named(self, sample: Sample) -> dict[str, str]:
+        """The embeddings that a sample's prompts name, until they are encoded."""
+        job = sample.job
+        texts = () if sample.steps else (job.prompt, job.negative_prompt or "")
+        return self._checkpoints[job.model].embeddings.named(*texts)
+
+    def _unnamed(self, name: str) -> None:
+        if any(name.lower() == each.lower() for sample in self._queue for each in self._named(sample)):
+            raise EngineError("invalid_job", f"embedding {name!r} is in use; wait for the jobs that name it")
+
+    def _unused(self, name: str) -> None:
+        if any(name in (s.job.model, *(control.model for control in s.job.controls)) for s in self._queue):
+            raise EngineError("invalid_job", f"model {name!r} is in use; wait for its samples or cancel them")
