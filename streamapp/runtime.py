@@ -31,6 +31,7 @@ from streamapp.errors import Unavailable
 from streamapp.models import catalogue
 from streamapp.models.cache import DiskCache, Kind
 from streamapp.models.fetching import Fetches
+from streamapp.models.referenced import References
 from streamapp.models.shared import SharedWeights
 from streamapp.models.verified import note_weights
 from streamapp.outbox import Outbox, open_outbox
@@ -66,6 +67,7 @@ class Runtime:
     shelf: Shelf
     cache: DiskCache
     fetches: Fetches
+    references: References
     shared: SharedWeights | None
     storage: Storage
     admin: Admin
@@ -121,11 +123,9 @@ async def open_runtime(app: StreamApp) -> Runtime:
     shared = SharedWeights(storage, delivery) if settings.common_storage else None
     bring = None if shared is None else partial(_bring, settings, cache, shared)
     fetches = Fetches(settings, registry, cache, changed=shelf.forget, shared=shared)
-    worker, preparing = None, None
-    if app.role != "web":
-        worker, preparing = _open_work(
-            app, claims=claims, registry=registry, storage=storage, clock=clock, bring=bring, fetches=fetches
-        )
+    worker, preparing = _open_work(
+        app, claims=claims, registry=registry, storage=storage, clock=clock, bring=bring, fetches=fetches
+    )
     return Runtime(
         settings=settings,
         role=app.role,
@@ -140,6 +140,7 @@ async def open_runtime(app: StreamApp) -> Runtime:
         shelf=shelf,
         cache=cache,
         fetches=fetches,
+        references=References(settings, registry, fetches.sites, wanted=tasks.naming, changed=shelf.forget),
         shared=shared,
         storage=storage,
         admin=admin,
@@ -218,8 +219,10 @@ def _open_work(
     clock: Clock,
     bring: Bring | None,
     fetches: Fetches,
-) -> tuple[Worker, Preparing]:
+) -> tuple[Worker, Preparing] | tuple[None, None]:
     """The worker, and what makes its weights ready; imported here, because the web role has neither."""
+    if app.role == "web":
+        return None, None
     from streamapp.worker.pictures import Orders
     from streamapp.worker.preparing import Preparing
 

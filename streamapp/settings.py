@@ -124,6 +124,7 @@ class Settings(BaseSettings):
     civitai_token: SecretStr | None = None
     hub_url: str = "https://huggingface.co"
     hub_token: SecretStr | None = None
+    fetch: Literal["off", "registered", "civitai", "hub", "any"] | None = None
     allow_private_sources: bool = False
     models_max_bytes: Count | None = None
     verify: Literal["changed", "always", "never"] = "changed"

@@ -146,7 +146,7 @@ class Generate(BaseModel):
     priority: PriorityName = Field(2, description="P0 is most urgent, P3 is batch work.", examples=["P1"])
     prefetch: bool = Field(
         True,
-        description="Wait, as `fetching`, while a known model or LoRA that is not on the disk is fetched; false: 409.",
+        description="Wait, as `fetching`, while a model or LoRA that is not here is fetched; false: 404 or 409.",
     )
     callback_url: str | None = Field(None, max_length=2_000, description="Told when the task has ended.")
     idempotency_key: str | None = Field(

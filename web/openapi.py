@@ -71,10 +71,7 @@ def _tasks() -> dict[str, Any]:
         "Submit a task",
         "Answers when the task is stored, before it is drawn.",
         _data("Accepted"),
-        400,
-        409,
-        413,
-        429,
+        *(400, 403, 404, 409, 413, 422, 429, 502, 507),
     )
     submit["requestBody"] = {"required": True, "content": {"application/json": {"schema": ref("Generate")}}}
     submit["parameters"] = [{"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 200}}]

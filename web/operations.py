@@ -18,7 +18,9 @@ REFUSALS = {
     409: "It is not in a state that allows this, or a recipe's weights are others by now.",
     413: "The request is too large.",
     416: "The range lies behind the end.",
+    422: "What is named cannot be used for this: a LoRA of another family, a pickled file, another kind of weights.",
     429: "The service is full; come again after `Retry-After` seconds.",
+    502: "A site that the request leads to does not answer as it should.",
     507: "The disk, or what models may take of it, is full.",
 }
 

@@ -95,6 +95,9 @@ MEANING: dict[str, dict[str, str]] = {
         "hub_url": "The Hugging Face Hub, or a mirror that speaks its API.",
         "hub_token": "Access token of a Hub account, for gated and private repositories; sent to that host alone.",
         "allow_private_sources": "Allow mirrors, and what they redirect to, at private addresses.",
+        "fetch": "What requests may have fetched: `off` nothing; `registered` what the registry knows and made room; "
+        "`civitai`, `hub` or `any` of both also what a request names by a reference. Not set: `any`, but `registered` "
+        "where there are API keys and no `STREAMAPP_MODELS_MAX_BYTES`.",
         "models_max_bytes": "Bytes that weights may take in the data folder's `models`: before more are fetched, those "
         "that were fetched and not used for longest make room, unless they are pinned, in use or waited for. Not set: "
         "no limit.",

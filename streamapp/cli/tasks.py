@@ -37,18 +37,21 @@ STATES = ("fetching", "queued", "running", "succeeded", "failed", "cancelled", "
 
 
 class Lora(click.ParamType):
-    """``NAME`` or ``NAME:WEIGHT``; the name itself may hold colons."""
+    """``NAME`` or ``NAME:WEIGHT``; the name itself may hold colons, as references do."""
 
     name = "name:weight"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
         """The LoRA as the API takes it."""
         name, colon, weight = str(value).rpartition(":")
-        if not colon:
-            return {"name": weight, "weight": 1.0}
+        # The number behind the name of the site is that of a model.
+        if not colon or name.lower().endswith("civitai"):
+            return {"name": str(value), "weight": 1.0}
         try:
             return {"name": name, "weight": float(weight)}
         except ValueError:
+            if weight.endswith(".safetensors") or weight.startswith("//") or "@" in weight:
+                return {"name": str(value), "weight": 1.0}
             self.fail(f"{value!r} is not NAME or NAME:WEIGHT, such as ink-style:0.8", param, ctx)
 
 

@@ -38,6 +38,26 @@ class Registry:
         """Add a checkpoint, or replace the facts about this name and version."""
         await self._add(models, row)
 
+    async def insert(self, row: ModelRow | LoraRow) -> bool:
+        """Add weights under a name that nothing of their kind has yet; ``False``, and nothing done, when it has."""
+        table = loras if isinstance(row, LoraRow) else models
+        c = table.c
+        facts = {
+            "family": row.family, "source": row.source, "path": row.path, "digest": row.digest, "size": row.size,
+            "traits": dump(row.traits), "name": row.name, "version": row.version,
+        }  # fmt: skip
+
+        def work(connection: Connection) -> bool:
+            if connection.scalar(select(c.name).where(c.name == row.name).limit(1).with_for_update()) is not None:
+                return False
+            connection.execute(insert(table).values({**facts, "added_at": now_ms()}))
+            return True
+
+        try:
+            return await self._database.write(work)
+        except IntegrityError:
+            return False
+
     async def touch_model(self, name: str) -> None:
         """Note that a checkpoint was used now."""
         await self._touch(models, name)

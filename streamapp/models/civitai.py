@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from streamapp.errors import InvalidRequest, NotFound
+from streamapp.errors import AppError, InvalidRequest, NotFound
 from streamapp.guarded import FetchFailed, GuardedClient
 from streamapp.models.answers import NeedsToken, NotAllowed
 from streamapp.models.download import Remote
@@ -54,6 +54,8 @@ class _Version(_Answer):
     base: str = Field("", alias="baseModel")
     base_type: str | None = Field(None, alias="baseModelType")
     usage: str = Field("Download", alias="usageControl")
+    availability: str = "Public"
+    early_until: str | None = Field(None, alias="earlyAccessEndsAt")
     words: list[str] = Field(default_factory=list, alias="trainedWords")
     nsfw_level: int = Field(0, alias="nsfwLevel")
     model: _About = _About()
@@ -62,6 +64,7 @@ class _Version(_Answer):
 
 class _Listed(_Answer):
     id: int
+    name: str = ""
 
 
 class _Model(_Answer):
@@ -98,6 +101,12 @@ class CivitaiSite:
             )
         if version.usage != "Download":
             raise NotAllowed(f"{title}: its maker allows {version.usage} on the site only, not the download")
+        if version.availability == "EarlyAccess" and not self._headers:
+            until = f" until {version.early_until[:10]}" if version.early_until else ""
+            raise NotAllowed(
+                f"{title} is in early access{until}: wait, or get access on its page and set STREAMAPP_CIVITAI_TOKEN "
+                "to an API key of that account"
+            )
         family = family_of_base(version.base)
         if family is None:
             raise InvalidRequest(
@@ -117,6 +126,7 @@ class CivitaiSite:
                 "page": f"{self._base}/models/{version.model_id}?modelVersionId={version.id}",
             },
             about=int(file.kilobytes * 1024) or None,
+            reference=_reference(version, wanted, file),
         )
 
     async def _version(self, wanted: Civitai | Digest) -> _Version:
@@ -129,14 +139,27 @@ class CivitaiSite:
             if not model.versions:
                 raise NotFound(f"model {wanted.model_id} of Civitai has no published version")
             path, what = f"model-versions/{model.versions[0].id}", f"version {model.versions[0].id}"
+        model_id = wanted.model_id if isinstance(wanted, Civitai) else None
         try:
             version = _Version.model_validate(await self._ask(path, what))
         except ValidationError as error:
             raise FetchFailed(f"Civitai describes {what} in a form that is not known here") from error
-        model_id = wanted.model_id if isinstance(wanted, Civitai) else None
+        except NotFound as error:
+            raise NotFound(f"{error.message}{await self._versions(model_id)}") from error
         if model_id is not None and version.model_id != model_id:
             raise NotFound(f"version {version.id} of Civitai belongs to model {version.model_id}, not {model_id}")
         return version
+
+    async def _versions(self, model_id: int | None) -> str:
+        """The versions that a model does have, for who named another one."""
+        if model_id is None:
+            return ""
+        try:
+            model = _Model.model_validate(await self._ask(f"models/{model_id}", f"model {model_id}"))
+        except AppError:
+            return ""
+        there = ", ".join(f"civitai:{model_id}@{one.id} ({one.name})" for one in model.versions[:5])
+        return f"; published are {there}" if there else ""
 
     def _file(self, version: _Version, wanted: Civitai | Digest, title: str) -> _File:
         if isinstance(wanted, Digest):
@@ -172,6 +195,15 @@ class CivitaiSite:
         if answer.status != 200 or not isinstance(body, dict):
             raise FetchFailed(f"Civitai answered {answer.status} when asked for {what}")
         return body
+
+
+def _reference(version: _Version, wanted: Civitai | Digest, file: _File) -> str:
+    """What leads to this file again, also when its page has newer ones by then."""
+    if isinstance(wanted, Civitai) and wanted.file_id is not None:
+        return f"https://civitai.com/api/download/models/{version.id}?fileId={file.id}"
+    if isinstance(wanted, Digest):
+        return file.hashes.get("SHA256", wanted.hex).lower()
+    return f"civitai:{version.model_id}@{version.id}"
 
 
 def _traits(version: _Version, model: _Model) -> dict[str, Any]:

@@ -202,7 +202,7 @@ class Fetches:
                 return await self._shared.take(offer.file.digest, target_of(self._settings, offer), fetch.seen)
 
             row = await pull(
-                await self._open(),
+                await self.sites(),
                 self._settings,
                 fetch.reference,
                 name=fetch.name,
@@ -249,7 +249,8 @@ class Fetches:
     async def _rows(self) -> list[ModelRow | LoraRow]:
         return [*await self._registry.models(), *await self._registry.loras()]
 
-    async def _open(self) -> Sites:
+    async def sites(self) -> Sites:
+        """The sites of the settings, open until :meth:`close`."""
         async with self._opening:
             if self._sites is None:
                 self._sites = await self._stack.enter_async_context(open_sites(self._settings))

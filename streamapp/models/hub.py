@@ -89,6 +89,7 @@ class HubSite:
             family=None,
             file=Remote(url, name, digest, size, headers=self._headers),
             traits=traits,
+            reference=f"https://huggingface.co/{wanted.repo}/resolve/{repo.sha}/{file.name}",
         )
 
     async def _repo(self, wanted: Hub) -> _Repo:
@@ -117,7 +118,9 @@ class HubSite:
         if wanted.file is not None:
             found = next((file for file in repo.files if file.name == wanted.file), None)
             if found is None:
-                raise NotFound(f"{wanted.repo} has no file {wanted.file} at {wanted.revision}")
+                there = ", ".join(file.name for file in repo.files if file.name.endswith(WEIGHTS))[:300]
+                hint = f"; its weights are {there}" if there else ""
+                raise NotFound(f"{wanted.repo} has no file {wanted.file} at {wanted.revision}{hint}")
             if not found.name.endswith(WEIGHTS):
                 raise InvalidRequest(f"{wanted.repo}:{wanted.file} is not a .safetensors file, and others are not read")
             return found

@@ -21,6 +21,7 @@ class Offer:
         file: the weights.
         traits: licence, trigger words, maturity, defaults of the variant, the page it comes from.
         about: bytes as the page rounds them, where ``file`` does not tell them exactly.
+        reference: what leads to this very file again.
     """
 
     kind: Literal["model", "lora"]
@@ -30,6 +31,7 @@ class Offer:
     file: Remote
     traits: Mapping[str, Any] = field(default_factory=dict)
     about: int | None = None
+    reference: str = ""
 
 
 #: Civitai's words for base models by how they begin, the longest first; the list is open, so what is not here is not

@@ -64,6 +64,15 @@ def parse_header(path: Path, name: str) -> dict[str, Any]:
         if not 2 <= length <= min(MAX_HEADER, total - 8):
             raise _malformed(name)
         raw = file.read(length)
+    return header_of(raw, total, name)
+
+
+def header_of(raw: bytes, total: int, name: str) -> dict[str, Any]:
+    """The header that ``raw`` holds, of a file of ``total`` bytes.
+
+    Raises:
+        InvalidRequest: when it is not well-formed, or does not describe a file of that length.
+    """
     try:
         header = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -71,7 +80,7 @@ def parse_header(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise _malformed(name)
     ends = [_end(entry) for key, entry in header.items() if key != "__metadata__"]
-    if not ends or None in ends or max(end for end in ends if end is not None) != total - 8 - length:
+    if not ends or None in ends or max(end for end in ends if end is not None) != total - 8 - len(raw):
         raise _malformed(name)
     return header
 

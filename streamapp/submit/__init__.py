@@ -100,13 +100,14 @@ async def submit(runtime: Runtime, submission: Submission, user: str) -> Accepte
         InvalidRequest: something cannot be done as asked; says what to change.
         Conflict: ``provenance`` names weights that are others here.
         Overloaded: as many tasks as the settings allow are waiting.
+        AppError: weights that it names by a reference cannot be had; ``code`` and ``status`` say why.
         Unavailable: the database does not answer; nothing was accepted, or the answer was lost.
     """
     settings = runtime.settings
     _check(submission, settings)
     await _room(runtime)
     shelf = runtime.shelf
-    absent = Absent(submission.prefetch)
+    absent = Absent(submission.prefetch and settings.fetch != "off", runtime.references)
     model = await find_model(shelf, submission.model, settings, absent)
     loras = await find_loras(shelf, submission.loras, model, absent)
     start = await start_of(runtime, submission, model)
@@ -128,12 +129,12 @@ async def submit(runtime: Runtime, submission: Submission, user: str) -> Accepte
             drawn=str(params.drawn),
         )
     new = replace(_task(submission, params, user, runtime), fetching=bool(absent.rows))
+    await absent.promise()
     row, created = await runtime.tasks.insert(new)
     if created and not new.fetching:
         runtime.outbox.offer(row)
     if created:
-        fetched = (f"{one.name} is not here and is fetched first" for one in absent.rows)
-        return Accepted(row, True, (*params.notes, *fetched))
+        return Accepted(row, True, (*params.notes, *absent.notes()))
     again = "this idempotency_key was used before: this is the task it made"
     if row.request != new.request:
         again += ", and this request, which differs from the first one, made none"

@@ -11,13 +11,21 @@ from streamapp.db import LoraRow, ModelRow
 from streamapp.engine.job import MAX_ADAPTERS
 from streamapp.errors import InvalidRequest, Unavailable
 from streamapp.generation import LoraRef
-from streamapp.models.cache import EVICTED, PULLED_FROM, kind_of
+from streamapp.models.cache import EVICTED, PULLED_FROM, Kind, kind_of
 from streamapp.models.catalogue import POCKET
+from streamapp.models.referenced import PENDING, References, Unfit
 from streamapp.models.registered import how_to_pull
 from streamapp.settings import Settings
 
 if TYPE_CHECKING:
     from streamapp.submit.shelf import Shelf
+
+
+class Unknown(InvalidRequest):
+    """Nothing of that name is registered, and it is not fetched for requests."""
+
+    code = "not_found"
+    status = 404
 
 
 class NotHere(InvalidRequest):
@@ -29,10 +37,38 @@ class NotHere(InvalidRequest):
 
 @dataclass
 class Absent:
-    """Weights of one request whose files are not here; without ``prefetch`` the first one refuses the request."""
+    """Weights of one request whose files are not here; without ``prefetch`` the first one refuses the request.
+
+    ``references`` answers for what is not even registered; without them nothing new is fetched.
+    """
 
     prefetch: bool = False
+    references: References | None = None
     rows: list[ModelRow | LoraRow] = field(default_factory=list)
+
+    async def find(self, kind: Kind, text: str, served: Sequence[str] | None = None) -> ModelRow | LoraRow | None:
+        """What the site of a reference says; ``None`` when there is nobody to ask.
+
+        Raises:
+            AppError: see :meth:`References.row`.
+        """
+        if not self.prefetch or self.references is None or not self.references.may_fetch(text):
+            return None
+        return await self.references.row(kind, text, served)
+
+    async def promise(self) -> None:
+        """Register what was not, now that the request is accepted but for its row.
+
+        Raises:
+            AppError: see :meth:`References.promise`.
+        """
+        for row in self.rows:
+            if self.references is not None and row.traits.get(PENDING):
+                await self.references.promise(row)
+
+    def notes(self) -> list[str]:
+        """Sentences for the answer."""
+        return [f"{row.name} is not here and is fetched first{_whence(row)}" for row in self.rows]
 
     def add(self, row: ModelRow | LoraRow) -> None:
         """Note it, or refuse.
@@ -47,9 +83,14 @@ class Absent:
         raise NotHere(
             f"the files of {row.name} are not here: `streamapp {kind}s pull {row.traits.get(PULLED_FROM)} "
             f"--name {row.name}` or POST /api/v1/{kind}s/pull brings them, and so does a request without "
-            "prefetch: false",
+            "prefetch: false, unless STREAMAPP_FETCH is off",
             field="model" if kind == "model" else "loras",
         )
+
+
+def _whence(row: ModelRow | LoraRow) -> str:
+    """How large what was never here is, and where it comes from."""
+    return f" ({row.size / 1e6:.0f} MB from {row.traits.get('page')})" if row.traits.get(PENDING) else ""
 
 
 async def find_model(shelf: Shelf, name: str | None, settings: Settings, absent: Absent | None = None) -> ModelRow:
@@ -57,12 +98,16 @@ async def find_model(shelf: Shelf, name: str | None, settings: Settings, absent:
 
     Raises:
         InvalidRequest: it is not registered, not served, or its files are not here and shall not be fetched.
+        AppError: its site refuses it, see :meth:`References.row`.
         Unavailable: none is registered at all.
     """
     if name is None:
         row = await _default_model(shelf, settings)
     else:
         found = await shelf.model(name)
+        if found is None and absent is not None:
+            coming = await absent.find("model", name, settings.families)
+            found = coming if isinstance(coming, ModelRow) else None
         if found is None:
             raise _unknown("model", name, [row.name for row in await shelf.models()])
         row = found
@@ -79,7 +124,8 @@ async def find_model(shelf: Shelf, name: str | None, settings: Settings, absent:
 
 async def _default_model(shelf: Shelf, settings: Settings) -> ModelRow:
     """The model that ships where it is registered, else the only one; several others are for the user to choose."""
-    served = sorted({row.name for row in await shelf.models() if row.family in settings.families})
+    known = [row for row in await shelf.models() if row.family in settings.families]
+    served = sorted({row.name for row in known if not row.traits.get(PENDING)})
     if POCKET.name in served:
         served = [POCKET.name]
     if not served:
@@ -109,10 +155,13 @@ async def find_loras(
     rows = []
     for name in names:
         row = await shelf.lora(name)
+        if row is None and absent is not None:
+            coming = await absent.find("lora", name)
+            row = coming if isinstance(coming, LoraRow) else None
         if row is None:
             raise _unknown("LoRA", name, [lora.name for lora in await shelf.loras()])
         if row.family != model.family:
-            raise InvalidRequest(
+            raise Unfit(
                 f"LoRA {name} fits models of family {row.family}, and {model.name} is of {model.family}", field="loras"
             )
         if row.traits.get(EVICTED):
@@ -130,6 +179,4 @@ def _unknown(kind: str, name: str, known: Sequence[str]) -> InvalidRequest:
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:20]) or 'none'}"
     field = "model" if kind == "model" else "loras"
     pull = how_to_pull(name, kind.lower())
-    return InvalidRequest(
-        f"{kind} {name[:60]!r} is not registered here; {hint}{pull}", field=field, known=near or names[:20]
-    )
+    return Unknown(f"{kind} {name[:60]!r} is not registered here; {hint}{pull}", field=field, known=near or names[:20])

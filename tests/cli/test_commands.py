@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestServer
 from click.testing import CliRunner, Result
 
 from streamapp.cli import main
+from streamapp.cli.tasks import Lora
 from tests.cli.service_double import PIXEL, Double
 
 REPOSITORY = Path(__file__).parents[2]
@@ -167,3 +168,20 @@ async def test_a_refusal_of_the_service_is_its_own_sentence(url: str, double: Do
     result = await submit(url, "--sampler", "magic")
     assert result.exit_code == 2
     assert result.stderr == "Error: sampler: try ddim\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "name", "weight"),
+    [
+        ("ink", "ink", 1.0),
+        ("ink:0.5", "ink", 0.5),
+        ("civitai:123", "civitai:123", 1.0),
+        ("civitai:123@456", "civitai:123@456", 1.0),
+        ("civitai:123@456:0.8", "civitai:123@456", 0.8),
+        ("urn:air:sdxl:lora:civitai:123@456:-1", "urn:air:sdxl:lora:civitai:123@456", -1.0),
+        ("https://civitai.com/models/1", "https://civitai.com/models/1", 1.0),
+        ("owner/name:ink.safetensors", "owner/name:ink.safetensors", 1.0),
+    ],
+)
+def test_a_lora_is_named_with_or_without_its_weight(said: str, name: str, weight: float) -> None:
+    assert Lora().convert(said, None, None) == {"name": name, "weight": weight}

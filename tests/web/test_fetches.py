@@ -38,8 +38,8 @@ async def sited(serve: Serve) -> AsyncIterator[tuple[Api, Double]]:
 async def test_a_fetch_shows_its_progress_and_its_model_is_drawn_with_at_once(sited: tuple[Api, Double]) -> None:
     api, double = sited
     digest = double.publisher.digest
-    asked = {"text": "a red apple", "params": {"model": "civitai:123@456"}}
-    assert "pull civitai:123@456" in (await api.generate(asked)).refused(400, "invalid_request", field="model")
+    asked = {"text": "a red apple", "params": {"model": "civitai:123@456"}, "prefetch": False}
+    assert "pull civitai:123@456" in (await api.generate(asked)).refused(404, "not_found", field="model")
     started = await api.call("POST", "/api/v1/models/pull", {"reference": "civitai:123@456", "name": "dream"})
     fetch = await ended(api, started)
     size = len(double.publisher.body)
@@ -54,9 +54,8 @@ async def test_a_fetch_shows_its_progress_and_its_model_is_drawn_with_at_once(si
         row = await api.runtime.tasks.get(task_id)
         assert row is not None
         assert (row.model, row.params.model) == ("dream", "dream")
-    (await api.generate({"text": "a", "params": {"model": "civitai:123@9"}})).refused(
-        400, "invalid_request", field="model"
-    )
+    unknown = await api.generate({"text": "a", "params": {"model": "civitai:123@9"}})
+    assert "civitai:123@456 (v8)" in unknown.refused(404, "not_found", field="model")
     (await api.call("DELETE", "/api/v1/models/dream")).refused(409, "conflict")
 
 

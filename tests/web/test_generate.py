@@ -93,8 +93,6 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"text": "a", "params": {"cfg_scale": True}}, "params.cfg_scale", "must be a number"),
     ({"text": "a", "params": {"sampler": "Eulr"}}, "sampler", "Euler"),
     ({"text": "a", "params": {"style": "watercolr"}}, "style", "watercolor"),
-    ({"text": "a", "params": {"model": "poket"}}, "model", "did you mean pocket"),
-    ({"text": "a", "params": {"loras": [{"name": "ink"}]}}, "loras", "'ink' is not registered here"),
     ({"text": "a", "params": {"loras": [{"nam": "ink"}]}}, "params.loras.0.name", "is missing"),
     ({"text": "a", "params": {"lora_weight": 1}}, "lora_weight", "needs lora_name"),
     ({"text": "a", "params": {"lora_name": "a", "loras": [{"name": "b"}]}}, "loras", "not both"),
@@ -121,6 +119,19 @@ async def test_each_refusal_names_the_field_and_what_to_change(api: Api) -> None
     for body, field, says in REFUSED:
         message = (await api.generate(body)).refused(400, "invalid_request", field=field)
         assert says in message, (body, message)
+    assert await api.runtime.tasks.page() == []
+
+
+@pytest.mark.parametrize(
+    ("params", "field", "says"),
+    [
+        ({"model": "poket"}, "model", "did you mean pocket"),
+        ({"loras": [{"name": "ink"}]}, "loras", "'ink' is not registered here"),
+    ],
+)
+async def test_a_name_that_nobody_knows_is_not_found(api: Api, params: dict[str, Any], field: str, says: str) -> None:
+    answer = await api.generate({"text": "a", "params": params})
+    assert says in answer.refused(404, "not_found", field=field)
     assert await api.runtime.tasks.page() == []
 
 
@@ -230,9 +241,9 @@ async def test_loras_reach_the_row_by_either_form(api: Api) -> None:
         [("ink", 1.0), ("glow", -1.0)],
     ]
     wrong = await api.generate({"text": "a", "params": {"lora_name": "wide"}})
-    assert "fits models of family sdxl" in wrong.refused(400, "invalid_request", field="loras")
+    assert "fits models of family sdxl" in wrong.refused(422, "does_not_fit", field="loras")
     unknown = await api.generate({"text": "a", "params": {"lora_name": "inc"}})
-    assert "did you mean ink?" in unknown.refused(400, "invalid_request", field="loras")
+    assert "did you mean ink?" in unknown.refused(404, "not_found", field="loras")
 
 
 async def test_a_recipe_of_other_weights_is_refused(api: Api) -> None:

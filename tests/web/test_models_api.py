@@ -54,7 +54,7 @@ def stored(api: Api) -> list[str]:
 @pytest.mark.parametrize("path", ["/api/v1/loras", "/api/v1/lora/upload"])
 async def test_an_uploaded_lora_is_used_by_the_very_next_request(api: Api, lora: bytes, path: str) -> None:
     asked = {"text": "a red apple", "params": {"lora_name": "brush"}}
-    (await api.generate(asked)).refused(400, "invalid_request", field="loras")
+    (await api.generate(asked)).refused(404, "not_found", field="loras")
     said = (await upload(api, lora, path=path)).data
     digest = hashlib.sha256(lora).hexdigest()
     assert (said["name"], said["family"], said["digest"], said["size"], said["created"]) == (
