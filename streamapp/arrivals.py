@@ -112,6 +112,8 @@ class Arriving:
             if (error := next((error for error in errors if error is not None), None)) is not None:
                 await self._give_up(row, missing[row.id], error)
         await self._tell(missing)
+        # Everybody who waited has heard it: whoever names it from now on has it tried again.
+        self._wanted = {key: wanted for key, wanted in self._wanted.items() if wanted.error is None}
         return True
 
     async def _sources(self, keys: AbstractSet[Key]) -> dict[Key, str]:

@@ -34,7 +34,7 @@ SECONDS = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 
 @dataclass
 class Replayed:
-    """What a walk over a topic found: messages, then distinct tasks by what became of them.
+    """What a walk over a topic found: messages, then distinct tasks by what became of them, those without one too.
 
     ``requeued`` (with a dry run: would be), ``succeeded``, ``live`` (queued or running anyway), ``cancelled``,
     ``dropped`` (from the dead letters) and ``missing`` (no row) add up to ``tasks``.
@@ -72,7 +72,8 @@ async def replay_since(
 ) -> Replayed:
     """Read task topics again from ``since`` (ms since 1970) on and queue the tasks that ended without a result.
 
-    What the broker has deleted by then is not found. Cancelled tasks stay as they are unless ``cancelled``, and what
+    Tasks that never had a message, because their weights did not come, are found by when they ended. What the broker
+    has deleted by then is not found. Cancelled tasks stay as they are unless ``cancelled``, and what
     was dropped from the dead letters stays dropped. A task
     with several messages is looked at once; one that is queued or running comes to its end anyway.
 
@@ -101,7 +102,22 @@ async def replay_since(
         for outcome in (await tasks.replay_many(fresh, states=states, dropped=False, dry_run=dry_run)).values():
             found.tasks += 1
             found.count(str(outcome))
+    async for ids in _unproduced(tasks, names, states, since):
+        fresh = [task_id for task_id in ids if task_id not in seen]
+        for outcome in (await tasks.replay_many(fresh, states=states, dropped=False, dry_run=dry_run)).values():
+            found.tasks += 1
+            found.count(str(outcome))
     return found
+
+
+async def _unproduced(
+    tasks: Tasks, names: Collection[str], states: Collection[State], since: int
+) -> AsyncIterator[list[str]]:
+    """Ids of ended tasks that no topic has a message of, and whose message would have gone to one of ``names``."""
+    after = ""
+    while page := await tasks.unproduced(states, since, after, PAGE):
+        yield [task_id for task_id, family, priority in page if topics.topic_for(family, priority) in names]
+        after = page[-1][0]
 
 
 async def _pages(admin: Admin, starts: dict[TP, int], ends: dict[TP, int]) -> AsyncIterator[Collection[Record]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Literal
 
-from sqlalchemy import Connection, update
+import orjson
+from sqlalchemy import Connection, select, update
 
 from streamapp.db.claims import HISTORY
 from streamapp.db.endings import each, lock_rows, update_tasks
-from streamapp.db.rows import TaskRow, dump
-from streamapp.db.schema import dead_letters, tasks
+from streamapp.db.rows import EVICTED, TaskRow, dump
+from streamapp.db.schema import dead_letters, loras, models, tasks
 from streamapp.db.states import ENDED, State, may
 
 REPLAYED, DROPPED = "replayed", "dropped"
@@ -30,6 +31,8 @@ def replay(
     dry_run: bool = False,
 ) -> dict[str, Outcome]:
     """Queue those of ``ids`` that ended in one of ``states``: attempts from 0, the deadline counted from now.
+
+    Those that name weights which are not here wait for them first, as when they were submitted.
 
     What happened before stays in the history. Returns the outcome by task; with ``dry_run`` nothing is written, and
     without ``dropped`` what was dropped from the dead letters stays as it is.
@@ -56,10 +59,37 @@ def was_dropped(row: TaskRow) -> bool:
 
 
 def _queue(connection: Connection, again: dict[str, TaskRow], now: int) -> None:
-    """Write locked rows back to the queue and close their letters."""
+    """Write locked rows back to the queue, or to the wait for their weights, and close their letters."""
+    absent = _absent(connection, again.values())
+    for part, state in ((again.keys() - absent, State.QUEUED), (absent, State.FETCHING)):
+        if part:
+            _write(connection, {i: again[i] for i in part}, now, state)
+    letter = dead_letters.c
+    closed = update(dead_letters).where(letter.id.in_(sorted(again)), letter.state == "open")
+    connection.execute(closed.values({letter.state: REPLAYED, letter.ended_at: now}))
+
+
+def _absent(connection: Connection, rows: Collection[TaskRow]) -> set[str]:
+    """Ids of the tasks that name weights which have to be fetched (again) first."""
+    away: set[tuple[str, str]] = set()
+    for table in (models, loras):
+        c = table.c
+        named = {row.params.model for row in rows} | {lora.name for row in rows for lora in row.params.loras}
+        # The newest version comes last and has the last word.
+        found = select(c.name, c.traits).where(c.name.in_(sorted(named))).order_by(c.added_at, c.version)
+        newest = {row.name: orjson.loads(row.traits) for row in connection.execute(found)}
+        away |= {(table.name, name) for name, traits in newest.items() if traits.get(EVICTED)}
+    return {
+        row.id
+        for row in rows
+        if ("models", row.params.model) in away or any(("loras", lora.name) in away for lora in row.params.loras)
+    }
+
+
+def _write(connection: Connection, again: dict[str, TaskRow], now: int, state: State) -> None:
     c = tasks.c
     values: dict[Any, Any] = {
-        c.state: State.QUEUED.value,
+        c.state: state.value,
         c.attempts: 0,
         c.claim_token: None,
         c.claimed_by: None,
@@ -72,13 +102,11 @@ def _queue(connection: Connection, again: dict[str, TaskRow], now: int) -> None:
         c.not_before: None,
         c.deadline_at: each(c.deadline_at, {i: _deadline(row, now) for i, row in again.items()}),
         c.history: each(c.history, {i: dump(_history(row, now)) for i, row in again.items()}),
-        c.produce_at: now,
+        # What waits for weights is produced by whoever fetches them.
+        c.produce_at: now if state is State.QUEUED else None,
         c.version: c.version + 1,
     }
     connection.execute(update_tasks(again).where(c.state.in_(sorted(WITHOUT_RESULT))).values(values))
-    letter = dead_letters.c
-    closed = update(dead_letters).where(letter.id.in_(sorted(again)), letter.state == "open")
-    connection.execute(closed.values({letter.state: REPLAYED, letter.ended_at: now}))
 
 
 def failures(row: TaskRow) -> list[dict[str, Any]]:

@@ -218,6 +218,10 @@ class CallbackState:
     error: str | None
 
 
+#: Trait of weights whose files are not here, but can be fetched.
+EVICTED = "evicted"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRow:
     """A checkpoint that is known here; ``path`` is relative to its source, ``digest`` SHA-256 in hex or empty."""

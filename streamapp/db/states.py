@@ -30,7 +30,7 @@ LIVE: frozenset[State] = frozenset(State) - ENDED
 #: Nobody draws it yet.
 PENDING: frozenset[State] = frozenset({State.FETCHING, State.QUEUED})
 
-_REPLAY = frozenset({State.QUEUED})
+_REPLAY = frozenset({State.QUEUED, State.FETCHING})
 LEGAL: Mapping[State, frozenset[State]] = MappingProxyType(
     {
         # Not to running: what arrived is queued first.

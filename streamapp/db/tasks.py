@@ -126,6 +126,19 @@ class Tasks:
         alive = select(c.id).where(c.state.in_(sorted(LIVE)), func.instr(c.params, said) > 0).limit(1)
         return await self._database.read(lambda connection: connection.scalar(alive)) is not None
 
+    async def unproduced(
+        self, states: Collection[State], since: int, after: str = "", limit: int = 500
+    ) -> list[tuple[str, str, int]]:
+        """Id, family and priority of tasks that ended so and never had a message: their weights did not come, say.
+
+        Ordered by id, behind ``after``; ``since`` is the earliest end, in milliseconds.
+        """
+        c = tasks.c
+        ended = (c.state.in_(sorted(states)), c.topic.is_(None), c.ended_at >= since, c.id > after)
+        found = select(c.id, c.family, c.priority).where(*ended).order_by(c.id).limit(limit)
+        rows = await self._database.read(lambda connection: connection.execute(found).all())
+        return [(row.id, row.family, row.priority) for row in rows]
+
     async def replay(self, task_id: str) -> bool:
         """Queue an ended task without a result again; see :meth:`replay_many`.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from streamapp.db.rows import LoraRow, ModelRow
+from streamapp.db.rows import EVICTED, LoraRow, ModelRow
 from streamapp.errors import AppError
 from streamapp.models.catalogue import LOCAL, delete_files, locate
 from streamapp.models.download import NoSpace
@@ -23,8 +23,10 @@ from streamapp.telemetry import get_logger
 log = get_logger(__name__)
 Row = ModelRow | LoraRow
 Kind = Literal["model", "lora"]
-#: Traits of a row: never evicted; its files made room; what a pull was asked for.
-PINNED, EVICTED, PULLED_FROM = "pinned", "evicted", "pulled_from"
+#: Traits of a row: never evicted; what a pull was asked for.
+PINNED, PULLED_FROM = "pinned", "pulled_from"
+__all__ = ["EVICTED", "PINNED", "PULLED_FROM", "DiskCache", "Held", "Kind", "Resident", "Rows", "Wanted"]
+__all__ += ["kind_of", "marked", "save"]
 
 
 class Rows(Protocol):

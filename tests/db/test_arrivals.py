@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from streamapp.db import Arrivals, Claims, Database, Delivery, State, TaskRow, Tasks
+from streamapp.db import Arrivals, Claims, Database, Delivery, LoraRow, ModelRow, Registry, State, TaskRow, Tasks
+from streamapp.db.rows import EVICTED
+from streamapp.generation import LoraRef
 from tests.db.support import new
 
 GONE = {"code": "not_found", "message": "the site has no such file", "retryable": False}
@@ -69,3 +71,25 @@ async def test_a_waiting_task_keeps_what_it_names_from_being_deleted(tasks: Task
     assert not await tasks.naming("model", one.params.model)
     await tasks.insert(new("a", fetching=True))
     assert await tasks.naming("model", one.params.model)
+
+
+async def test_a_replay_of_a_task_whose_weights_are_not_here_waits_for_them_again(
+    database: Database, tasks: Tasks, registry: Registry, delivery: Delivery
+) -> None:
+    away = ModelRow("dream", "1", "sd15", "file:", "models/dream.safetensors", traits={EVICTED: True})
+    await registry.add_model(away)
+    await registry.add_lora(LoraRow("ink", "1", "sd15", "file:", "loras/ink.safetensors"))
+    await registry.add_lora(LoraRow("glow", "1", "sd15", "file:", "loras/glow.safetensors", traits={EVICTED: True}))
+    dream = new("c").params.model_copy(update={"model": "dream"})
+    glow = new("c").params.model_copy(update={"loras": (LoraRef(name="glow", weight=1.0),)})
+    for task_id, params in (("a", dream), ("b", glow), ("c", new("c").params)):
+        await tasks.insert(new(task_id, fetching=True, params=params, model=params.model))
+    await Arrivals(database).failed(["a", "b", "c"], GONE)
+    assert set((await tasks.replay_many(["a", "b", "c"])).values()) == {"replayed"}
+    rows = [await seen(tasks, one) for one in "abc"]
+    assert [(row.state, row.error, row.progress) for row in rows] == [
+        (State.FETCHING, None, 0.0), (State.FETCHING, None, 0.0), (State.QUEUED, None, 0.0)
+    ]  # fmt: skip
+    assert [row.id for row in await delivery.due(10)] == ["c"]
+    assert [row.id for row in await Arrivals(database).waiting(10)] == ["a", "b"]
+    assert [entry["code"] for entry in rows[0].history] == ["not_found", "replayed"]

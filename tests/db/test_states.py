@@ -11,6 +11,7 @@ LEGAL = {
     ("running", "queued"), ("running", "running"),
     ("running", "succeeded"), ("running", "failed"), ("running", "cancelled"), ("running", "expired"),
     ("failed", "queued"), ("cancelled", "queued"), ("expired", "queued"),
+    ("failed", "fetching"), ("cancelled", "fetching"), ("expired", "fetching"),
 }  # fmt: skip
 
 

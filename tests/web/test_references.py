@@ -11,10 +11,12 @@ import pytest
 from pydantic import SecretStr
 
 from streamapp.db import State
+from streamapp.dead import Replayed, replay_since
 from streamapp.models import referenced
 from streamapp.models.cache import EVICTED, PULLED_FROM
 from streamapp.models.referenced import PENDING, fetched_for_requests
 from streamapp.settings import Settings
+from streamapp.topics import catalogue
 from tests.models.publisher import Publisher
 from tests.models.sites import Double, file, make_lora, playing, sd15_file, version
 from tests.web.conftest import Answer, Api, Serve
@@ -180,6 +182,34 @@ async def test_a_task_whose_fetch_fails_for_good_ends_with_that_reason(sited: tu
     answer = (await named(api, REFERENCE)).data
     assert answer["status"] == "fetching"
     await until(api, looking(api), answer["task_id"], lambda task: task.state is State.QUEUED)
+
+
+async def test_a_replay_of_what_failed_while_it_was_fetched_fetches_it_again(sited: tuple[Api, Double]) -> None:
+    api, double = sited
+    double.publisher.faults = ["403"]
+    task_id = (await named(api, REFERENCE)).data["task_id"]
+    loop = looking(api)
+    await until(api, loop, task_id, lambda task: task.state is State.FAILED)
+    answer = await api.call("POST", f"/api/v1/dead_letters/{task_id}/replay")
+    assert answer.status == 200, answer.body
+    assert (await row_of(api, task_id)).state is State.FETCHING
+    task = await until(api, loop, task_id, lambda task: task.state is not State.FETCHING)
+    assert (task.state, task.error, task.attempts) == (State.QUEUED, None, 0)
+
+
+async def test_a_replay_of_topics_finds_what_never_had_a_message(sited: tuple[Api, Double]) -> None:
+    api, double = sited
+    double.publisher.faults = ["403"]
+    task_id = (await named(api, REFERENCE)).data["task_id"]
+    await until(api, looking(api), task_id, lambda task: task.state is State.FAILED)
+    tasks, admin = api.runtime.tasks, api.runtime.admin
+    await admin.create_topics(catalogue(api.app.settings))
+    wanted = Replayed(tasks=1, requeued=1)
+    assert await replay_since(admin, tasks, ["sd15_tasks_urgent"], 0) == Replayed()
+    assert await replay_since(admin, tasks, ["sd15_tasks"], 2**41) == Replayed()
+    assert await replay_since(admin, tasks, ["sd15_tasks"], 0, dry_run=True) == wanted
+    assert await replay_since(admin, tasks, ["sd15_tasks"], 0) == wanted
+    assert (await row_of(api, task_id)).state is State.FETCHING
 
 
 async def test_a_thousand_requests_ask_the_site_once(sited: tuple[Api, Double]) -> None:
