@@ -8,7 +8,7 @@ from typing import Any
 
 from streamapp.engine.caps import Caps
 from streamapp.engine.errors import EngineError
-from streamapp.engine.families import CONTROLNET, Checkpoint, Device, load, load_control
+from streamapp.engine.families import CONTROLNET, Checkpoint, Device, build, load_control, read
 from streamapp.engine.job import Job
 from streamapp.engine.queue import Queue
 from streamapp.engine.sample import Sample
@@ -47,7 +47,7 @@ class Weights:
             self.unload(name)
             self._controls[name] = control
             return
-        loaded = load(family, path, self.device, options)
+        loaded = build(family, read(family, path, self.device, options), self.device, options)
         self.unload(name)
         self._checkpoints[name] = loaded
 

@@ -132,10 +132,10 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"nothing")
     with pytest.raises(EngineError, match=r"x\.safetensors"):
-        sd15.load(path, Device(), {})
+        sd15.read(path, Device(), {})
     save_file({"weight": torch.zeros(1)}, path)
     with pytest.raises(EngineError, match="no Stable Diffusion 1 or 2 U-Net"):
-        sd15.load(path, Device(), {})
+        sd15.read(path, Device(), {})
 
 
 #: Published counts, see https://huggingface.co/stable-diffusion-v1-5 and stabilityai/stable-diffusion-2-1.

@@ -143,4 +143,4 @@ def test_a_file_of_another_family_is_refused(tmp_path: Path) -> None:
     from streamapp.engine.families import Device
 
     with pytest.raises(EngineError, match="no Stable Diffusion XL U-Net"):
-        sdxl.load(path, Device(), {})
+        sdxl.read(path, Device(), {})

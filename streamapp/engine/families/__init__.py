@@ -1,7 +1,8 @@
 """Families of architectures: the interface each implements in one file, and the registry that loads them lazily.
 
-A family's module defines ``load(path, options) -> Checkpoint``. Adding a family is adding one file and one line here;
-importing this package imports no torch.
+A family's module defines ``read(path, device, options)``, which gives its components on the host, and
+``build(parts, device, options) -> Checkpoint``, which takes them on the device. Adding a family is adding one file and
+one line here; importing this package imports no torch.
 """
 
 from __future__ import annotations
@@ -95,17 +96,29 @@ class Checkpoint(Protocol):
         """Free the weights."""
 
 
-def load(family: str | None, path: str | Path, device: Device, options: Mapping[str, Any]) -> Checkpoint:
-    """Load a checkpoint of ``family``.
+def read(family: str | None, path: str | Path, device: Device, options: Mapping[str, Any]) -> Any:
+    """The components of a checkpoint of ``family``, on the host: modules in whatever its ``build`` takes them in.
 
     Raises:
         EngineError: ``load_failed`` with the reason: unknown family, missing or unreadable files.
     """
+    return _module(family).read(Path(path), device, options)
+
+
+def build(family: str | None, parts: Any, device: Device, options: Mapping[str, Any]) -> Checkpoint:
+    """A checkpoint of components on the device.
+
+    Raises:
+        EngineError: ``load_failed`` for components that do not go together, or a variant that is not known.
+    """
+    return cast(Checkpoint, _module(family).build(parts, device, options))
+
+
+def _module(family: str | None) -> Any:
     name = family or "sd15"
     if name not in MODULES:
         raise EngineError("load_failed", f"family {name!r} is not known; known: {', '.join(MODULES)}", family=name)
-    module = import_module(MODULES[name])
-    return cast(Checkpoint, module.load(Path(path), device, options))
+    return import_module(MODULES[name])
 
 
 def load_control(path: str | Path, device: Device) -> Any:

@@ -28,10 +28,16 @@ CRASH, HANG, SPOIL, SLOW = "fake:crash", "fake:hang", "fake:nan", "fake:slow"
 SLOW_TICK = 0.1
 
 
-def load(path: Path, device: Device, options: Mapping[str, Any]) -> FakeCheckpoint:
-    """A fake checkpoint; the path is not read."""
+def read(path: Path, device: Device, options: Mapping[str, Any]) -> Path:
+    """The path is not read."""
+    del device, options
+    return path
+
+
+def build(parts: Path, device: Device, options: Mapping[str, Any]) -> FakeCheckpoint:
+    """A fake checkpoint."""
     del device
-    return FakeCheckpoint(path, options)
+    return FakeCheckpoint(parts, options)
 
 
 class _Names(Embeddings):

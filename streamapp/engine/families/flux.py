@@ -30,8 +30,8 @@ VARIANTS = frozenset({"dev", "schnell"})
 UNGUIDED = "guidance was left out: this checkpoint (schnell) draws without"
 
 
-def load(path: Path, device: Device, options: Mapping[str, Any]) -> Flux:
-    """Load a diffusers folder, without any network.
+def read(path: Path, device: Device, options: Mapping[str, Any]) -> Any:
+    """Read a diffusers folder, without any network.
 
     Raises:
         EngineError: ``load_failed`` with what is missing or unreadable.
@@ -56,7 +56,13 @@ def load(path: Path, device: Device, options: Mapping[str, Any]) -> Flux:
     if config.out_channels not in (None, config.in_channels):
         raise EngineError("load_failed", "its transformer takes a picture beside the latents: Fill and Control"
                           " checkpoints are not drawn yet")  # fmt: skip
-    return Flux(device, parts, scheduler)
+    return parts, scheduler
+
+
+def build(parts: Any, device: Device, options: Mapping[str, Any]) -> Flux:
+    """A checkpoint of components that are on the device."""
+    del options
+    return Flux(device, *parts)
 
 
 class Flux(MMDiTCheckpoint):

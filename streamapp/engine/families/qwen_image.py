@@ -32,8 +32,8 @@ DROPPED = 34
 READ, TAKEN = 1024, 512
 
 
-def load(path: Path, device: Device, options: Mapping[str, Any]) -> QwenImage:
-    """Load a diffusers folder, without any network.
+def read(path: Path, device: Device, options: Mapping[str, Any]) -> Any:
+    """Read a diffusers folder, without any network.
 
     Raises:
         EngineError: ``load_failed`` with what is missing or unreadable.
@@ -55,7 +55,13 @@ def load(path: Path, device: Device, options: Mapping[str, Any]) -> QwenImage:
     for name in ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"):
         if config.get(name):
             raise EngineError("load_failed", f"its transformer has {name}: only Qwen-Image itself is drawn so far")
-    return QwenImage(device, parts, scheduler)
+    return parts, scheduler
+
+
+def build(parts: Any, device: Device, options: Mapping[str, Any]) -> QwenImage:
+    """A checkpoint of components that are on the device."""
+    del options
+    return QwenImage(device, *parts)
 
 
 class QwenImage(MMDiTCheckpoint):

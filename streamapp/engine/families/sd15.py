@@ -23,15 +23,20 @@ from streamapp.engine.variants import scheduler_of
 TEXTS = {"text_encoder": "tokenizer"}
 
 
-def load(path: Path, device: Device, options: Mapping[str, Any]) -> StableDiffusion1:
-    """Load a diffusers folder or a single safetensors file in the published layout, without any network.
+def read(path: Path, device: Device, options: Mapping[str, Any]) -> Any:
+    """Read a diffusers folder or a single safetensors file in the published layout, without any network.
 
     Raises:
         EngineError: ``load_failed`` with what is missing or unreadable.
     """
+    del options
     torch.set_num_threads(device.threads)
     dtype = getattr(torch, device.dtype)
-    parts = read_single_file(path, dtype) if path.is_file() else read_folder(path, dtype, TEXTS)
+    return read_single_file(path, dtype) if path.is_file() else read_folder(path, dtype, TEXTS)
+
+
+def build(parts: Any, device: Device, options: Mapping[str, Any]) -> StableDiffusion1:
+    """A checkpoint of components that are on the device."""
     ((tokenizer, text),) = parts.texts
     encoder = ClipEncoder("text_encoder", tokenizer, text)
     scheduler = scheduler_of(parts.scheduler, options.get("variant"))

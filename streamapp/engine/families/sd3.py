@@ -28,8 +28,8 @@ T5, T5_TOKENIZER = "text_encoder_3", "tokenizer_3"
 T5_LENGTH = 256
 
 
-def load(path: Path, device: Device, options: Mapping[str, Any]) -> StableDiffusion3:
-    """Load a diffusers folder, without any network.
+def read(path: Path, device: Device, options: Mapping[str, Any]) -> Any:
+    """Read a diffusers folder, without any network.
 
     Raises:
         EngineError: ``load_failed`` with what is missing or unreadable.
@@ -49,7 +49,13 @@ def load(path: Path, device: Device, options: Mapping[str, Any]) -> StableDiffus
             "vae": Part("diffusers", "AutoencoderKL", torch.float32),
         },
     )
-    return StableDiffusion3(device, parts, scheduler)
+    return parts, scheduler
+
+
+def build(parts: Any, device: Device, options: Mapping[str, Any]) -> StableDiffusion3:
+    """A checkpoint of components that are on the device."""
+    del options
+    return StableDiffusion3(device, *parts)
 
 
 class StableDiffusion3(MMDiTCheckpoint):

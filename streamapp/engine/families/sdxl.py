@@ -25,15 +25,20 @@ from streamapp.engine.variants import scheduler_of
 TEXTS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
-def load(path: Path, device: Device, options: Mapping[str, Any]) -> StableDiffusionXL:
-    """Load a diffusers folder or a single safetensors file in the published layout, without any network.
+def read(path: Path, device: Device, options: Mapping[str, Any]) -> Any:
+    """Read a diffusers folder or a single safetensors file in the published layout, without any network.
 
     Raises:
         EngineError: ``load_failed`` with what is missing or unreadable.
     """
+    del options
     torch.set_num_threads(device.threads)
     dtype = getattr(torch, device.dtype)
-    parts = read_single_file(path, dtype, "sdxl") if path.is_file() else read_folder(path, dtype, TEXTS)
+    return read_single_file(path, dtype, "sdxl") if path.is_file() else read_folder(path, dtype, TEXTS)
+
+
+def build(parts: Any, device: Device, options: Mapping[str, Any]) -> StableDiffusionXL:
+    """A checkpoint of components that are on the device."""
     # SDXL was trained on the state before the last layer of both encoders, without the last normalisation.
     encoders = [
         ClipEncoder(part, tokenizer, text, layer=2, norm=False)
