@@ -20,7 +20,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 import torch
 
-from benchmarks.engine import admission, caps, mixed, models, parking, resident, stock, ticks
+from benchmarks.engine import admission, caps, mixed, models, overlap, parking, resident, stock, ticks
 from benchmarks.engine.figures import METRICS, RESULTS, Figure, table, write
 
 Measure = Callable[[], list[Figure]]
@@ -43,6 +43,7 @@ def plan(folder: Path, pipeline: Any, quick: bool) -> dict[tuple[str, ...], Meas
         ("P3",): lambda: [parking.parking(folder, 40 if quick else 400)],
         ("P4a", "P4b"): lambda: list(mixed.cost(unet, 3 if quick else 40)),
         ("P5",): lambda: [resident.activation(folder, unet, 6 if quick else 60)],
+        ("P10",): lambda: [overlap.overlapped(folder, 1 if quick else 3)],
         ("P11",): lambda: [ticks.alone(folder, 3 if quick else 60)],
         ("P11b",): lambda: [ticks.share(folder, 40 if quick else 400)],
     }

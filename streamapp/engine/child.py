@@ -17,6 +17,7 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
+from streamapp.engine.decoder import Decoder
 from streamapp.engine.engine import Engine
 from streamapp.engine.events import Event
 from streamapp.engine.host import run_command
@@ -33,21 +34,26 @@ class Child:
         self._connection = connection
         self._keep_every = float(options.pop("keep_every", 0.0))
         self._options = options
-        self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._tick_began: float | None = None
+        self._decoder: Decoder | None = None
 
     def run(self) -> None:
         """Serve until the parent closes the pipe."""
         threading.Thread(target=self._read, name="calls", daemon=True).start()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         engine = Engine(**self._options)
+        self._decoder = engine.decoder
+        engine.decoder.wake = lambda: self._calls.put(None)
         self._send(Ready())
         told, kept = 0.0, time.monotonic()
         while True:
             refused: list[Event] = []
-            while not self._calls.empty() or (engine.idle and not refused):
-                self._answer(engine, self._calls.get(), refused)
+            while not self._calls.empty() or ((engine.idle or engine.resting) and not refused):
+                call = self._calls.get()
+                if call is not None:
+                    self._answer(engine, call, refused)
             self._tick_began = time.monotonic()
             events = [*refused, *engine.step()]
             self._tick_began = None
@@ -85,8 +91,10 @@ class Child:
 
     def _beat(self) -> None:
         while True:
-            began = self._tick_began
-            self._send(Beat(time.monotonic() - began if began is not None else 0.0))
+            decoder = self._decoder
+            begun = [self._tick_began, decoder.began if decoder is not None else None]
+            since = min((began for began in begun if began is not None), default=None)
+            self._send(Beat(0.0 if since is None else time.monotonic() - since))
             time.sleep(BEAT_S)
 
 

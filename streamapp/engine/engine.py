@@ -2,7 +2,8 @@
 
 Samples join and leave between ticks; those of one key (checkpoint, latent shape) share a denoiser forward whatever
 their step, step count, sampler, guidance and prompt. Keys take turns, so none starves. The idea of scheduling per
-iteration is Orca's (Yu et al., OSDI 2022), with a denoising step in place of a token.
+iteration is Orca's (Yu et al., OSDI 2022), with a denoising step in place of a token. What is done is decoded beside
+the ticks that follow.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 
 from streamapp.engine import parked
 from streamapp.engine.caps import Caps
+from streamapp.engine.decoder import WAITING, Decoder
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event
 from streamapp.engine.families import Device
 from streamapp.engine.job import Job
+from streamapp.engine.lane import lane_of
 from streamapp.engine.memory import memory_of
 from streamapp.engine.queue import Queue
 from streamapp.engine.sample import Sample, Shared
@@ -35,6 +38,8 @@ class Engine(Weights):
         threads: of the tensor library.
         clock: monotonic seconds (tests inject their own).
         preview_every: ticks of a sample between two ``preview`` events; 0 for none.
+        decode_queue: finished samples that wait for their decoding or are in it, from which on none joins a batch;
+            0 decodes between ticks instead of beside them.
         options: passed to every family's ``load``.
     """
 
@@ -47,6 +52,7 @@ class Engine(Weights):
         clock: Callable[[], float] = time.monotonic,
         *,
         preview_every: int = 0,
+        decode_queue: int = WAITING,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self.caps = Caps(max_batch_rows)
@@ -54,7 +60,10 @@ class Engine(Weights):
         self._queue = Queue(self.caps)
         super().__init__(Device(device, dtype, threads), options or {})
         self._events: list[Event] = []
-        self._ticks = Ticks(self.caps, memory_of(device, self._options.get("ledger")), clock, preview_every)
+        memory = memory_of(device, self._options.get("ledger"))
+        #: Makes pictures of finished samples beside the ticks; its ``wake`` is called after each.
+        self.decoder = Decoder(memory, lane_of(device), clock, decode_queue)
+        self._ticks = Ticks(self.caps, memory, clock, preview_every, self.decoder.wait_all)
         self._names = count(1)
 
     # Jobs.
@@ -80,17 +89,24 @@ class Engine(Weights):
         def hit(sample: Sample) -> bool:
             return sample.job_id == job_id and index in (None, sample.index)
 
-        self._events += [Event(job_id, sample.index, "cancelled") for sample in self._queue if hit(sample)]
+        out = [*(sample for sample in self._queue if hit(sample)), *self.decoder.take(hit)]
         self._queue.keep(lambda sample: not hit(sample))
+        self._events += [Event(job_id, sample.index, "cancelled") for sample in out]
 
     def park(self, job_id: str, index: int) -> bytes:
         """Take a sample out between two ticks: what is needed to draw it on, here or in another process.
 
         Raises:
-            EngineError: ``unknown_sample`` for one that is not here (any more).
+            EngineError: ``unknown_sample`` for one that is not here (any more), or that is decoded right now.
         """
+
+        def meant(sample: Sample) -> bool:
+            return (sample.job_id, sample.index) == (job_id, index)
+
+        for sample in self.decoder.take(meant, begun=False):
+            return parked.park(sample, self._identity(sample))
         state = self.snapshot(job_id, index)
-        self._queue.keep(lambda sample: (sample.job_id, sample.index) != (job_id, index))
+        self._queue.keep(lambda sample: not meant(sample))
         return state
 
     def snapshot(self, job_id: str, index: int) -> bytes:
@@ -114,11 +130,14 @@ class Engine(Weights):
         """
         found = parked.read(state, self.device.name)
         sample = found.sample
-        self._complete(sample.job)
+        checkpoint = self._complete(sample.job)
         parked.check(found.identity, self._identity(sample))
-        if self._queue.find(sample.job_id, sample.index) is not None:
+        here = [(other.job_id, other.index) for other in (*self._queue, *self.decoder.samples)]
+        if (sample.job_id, sample.index) in here:
             raise EngineError("invalid_job", f"image {sample.index} of job {sample.job_id!r} is being drawn already")
-        if sample.steps:
+        if sample.steps and sample.step >= sample.steps:
+            self.decoder.put(checkpoint, sample)
+        elif sample.steps:
             self._queue.ready(sample)
         else:
             self._queue.wait(sample)
@@ -127,22 +146,29 @@ class Engine(Weights):
     def step(self, timeout: float = 0.0) -> list[Event]:  # noqa: ARG002 (the hosts share this interface)
         """One tick: let samples join, run one batch, retire what is done; what happened meanwhile.
 
-        An engine that is called directly never waits, whatever the ``timeout``.
+        Pictures come from the step in which their decoding is seen to have ended. An engine that is called directly
+        waits, whatever the ``timeout``, only for a picture when it has nothing else to do.
         """
         self._prepare(self._queue.to_encode())  # at most one encode batch between two ticks
-        self._queue.join()
+        if not self.decoder.full:
+            self._queue.join()
         batch = self._queue.next_batch()
         if batch:
-            try:
-                self._events += self._ticks.run(self._checkpoints[batch[0].job.model], batch)
-            except MemoryShort as short:
-                self._queue.part(batch, short.rows)
-            except EngineError as error:
-                self._fail(batch, error)
-            else:
-                self._retire(batch)
-        events, self._events = self._events, []
+            self._tick(batch)
+        elif not self._events:
+            self.decoder.wait()
+        events, self._events = [*self._events, *self.decoder.finished()], []
         return events
+
+    def _tick(self, batch: list[Sample]) -> None:
+        try:
+            self._events += self._ticks.run(self._checkpoints[batch[0].job.model], batch)
+        except MemoryShort as short:
+            self._queue.part(batch, short.rows)
+        except EngineError as error:
+            self._fail(batch, error)
+        else:
+            self._retire(batch)
 
     def run(self) -> Iterator[Event]:
         """Step until idle."""
@@ -154,23 +180,29 @@ class Engine(Weights):
     @property
     def idle(self) -> bool:
         """Whether nothing is left to do or to tell."""
-        return not self._queue and not self._events
+        return not self._queue and not self._events and not self.decoder
+
+    @property
+    def resting(self) -> bool:
+        """Whether there is nothing to do until a picture is decoded: :meth:`step` would wait for it."""
+        if self._events or self.decoder.told or self._queue.running:
+            return False
+        return self.decoder.full if self._queue else bool(self.decoder)
 
     def stats(self) -> dict[str, Any]:
-        """Samples waiting and running, resident bytes by name, and the last ticks (rows, samples, key, seconds)."""
+        """Samples waiting, running and decoding, resident bytes by name, and the last ticks (key, rows, seconds)."""
         return {
             "waiting": self._queue.waiting,
             "running": self._queue.running,
-            "checkpoints": {name: checkpoint.bytes for name, checkpoint in self._checkpoints.items()},
-            "controls": {name: control.bytes for name, control in self._controls.items()},
-            "loras": {name: size for c in self._checkpoints.values() for name, size in c.adapters.items()},
-            "embeddings": {name: size for c in self._checkpoints.values() for name, size in c.embeddings.sizes.items()},
+            "decoding": len(self.decoder.samples),
+            **self._sizes(),
             "ticks": list(self._ticks.figures),
         }
 
     def close(self) -> None:
         """Free everything; unfinished jobs are gone."""
         self._queue.keep(lambda _: False)
+        self.decoder.close()
         for name in [*self._checkpoints, *self._controls]:
             self.unload(name)
 
@@ -201,20 +233,12 @@ class Engine(Weights):
         if not done:
             return
         self._queue.keep(lambda sample: sample.step < sample.steps or not sample.steps)
-        began = self.clock()
-        pictures = self._ticks.decode(self._checkpoints[done[0].job.model], done)
-        wall = self.clock() - began
-        for sample, picture in zip(done, pictures, strict=True):
-            sample.spent("decode", wall)
-            if isinstance(picture, EngineError):
-                self._events.append(Event(sample.job_id, sample.index, "failed", picture))
-            else:
-                if hasattr(picture, "info"):
-                    picture.info["seconds"] = dict(sample.seconds)
-                self._events.append(Event(sample.job_id, sample.index, "image", picture))
+        for sample in done:
+            self.decoder.put(self._checkpoints[sample.job.model], sample)
 
     def _fail(self, samples: Sequence[Sample], error: EngineError) -> None:
         """The jobs of these samples fail as a whole: their other images are taken out."""
         for job_id in dict.fromkeys(sample.job_id for sample in samples):
             self._queue.keep(lambda sample, gone=job_id: sample.job_id != gone)  # type: ignore[misc]
+            self.decoder.take(lambda sample, gone=job_id: sample.job_id == gone)  # type: ignore[misc]
             self._events.append(Event(job_id, -1, "failed", error))

@@ -69,6 +69,10 @@ class Host(Protocol):
         """The engine's last figures."""
 
 
+#: A command that does nothing: a host that rests looks at its engine again.
+WAKE: tuple[str, tuple[Any, ...], Future[Any]] = ("", (), Future())
+
+
 def run_command(engine: Engine, name: str, args: tuple[Any, ...], events: list[Event]) -> Any:
     """Carry out one call on the engine's own thread; a refused job becomes a ``failed`` event."""
     if name == "redraw":
@@ -170,15 +174,18 @@ class EngineThread(WeightCalls):
 
     def _run(self) -> None:
         engine = Engine(**self._options)
+        engine.decoder.wake = lambda: self._commands.put(WAKE)
         self.state = "ready"
         while True:
             refused: list[Event] = []
-            while not self._commands.empty() or engine.idle:
+            while not self._commands.empty() or engine.idle or engine.resting:
                 command = self._commands.get()
                 if command is None:
                     engine.close()
                     return
                 name, args, future = command
+                if not name:
+                    continue
                 try:
                     future.set_result(run_command(engine, name, args, refused))
                 except Exception as error:  # noqa: BLE001 (the caller gets whatever it was; the loop goes on)

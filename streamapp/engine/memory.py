@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -58,6 +59,7 @@ class ByteLedger:
         self.used = 0
         self.refused = 0
         self._peak = 0
+        self._lock = threading.Lock()
 
     @contextmanager
     def taken(self, size: int) -> Iterator[None]:
@@ -66,19 +68,22 @@ class ByteLedger:
         Raises:
             MemoryError: they are not there.
         """
-        if self.used + size > self.limit:
-            self.refused += 1
-            raise MemoryError(f"{size} bytes of {self.limit - self.used}")
-        self.used += size
-        self._peak = max(self._peak, self.used)
+        with self._lock:
+            if self.used + size > self.limit:
+                self.refused += 1
+                raise MemoryError(f"{size} bytes of {self.limit - self.used}")
+            self.used += size
+            self._peak = max(self._peak, self.used)
         try:
             yield
         finally:
-            self.used -= size
+            with self._lock:
+                self.used -= size
 
     def peak(self) -> tuple[int, int] | None:
         """Most bytes held, and the limit."""
-        most, self._peak = self._peak, self.used
+        with self._lock:
+            most, self._peak = self._peak, self.used
         return most, self.limit
 
     def free(self) -> None:
@@ -95,6 +100,12 @@ def memory_of(device: str, ledger: ByteLedger | None = None) -> Memory:
 def ran_out(error: BaseException) -> bool:
     """Whether it says that memory is short: Python's own, or torch's for a device."""
     return isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+
+
+def lost(error: BaseException) -> bool:
+    """Whether it says that the device is lost: nothing works there until the process is a new one."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return "AcceleratorError" in kinds or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
 
 
 def too_large(job: Job) -> EngineError:

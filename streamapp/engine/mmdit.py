@@ -7,6 +7,7 @@ pixels; noise, the batched forward, the solver's step and adapters are here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from streamapp.engine import inputs
 from streamapp.engine.adapters import Adapter, Combination, read_adapter
 from streamapp.engine.clip import Conditioning, Encodings, Wanted
+from streamapp.engine.decoding import for_decoding, pictures
 from streamapp.engine.digests import digest
 from streamapp.engine.embeddings import Embeddings
 from streamapp.engine.errors import EngineError
@@ -76,6 +78,7 @@ class MMDiTCheckpoint:
             module.to(device.name).eval().requires_grad_(False)
         self._device = device
         self._transformer, self._vae, self._dtype = transformer, vae, transformer.dtype
+        self._decoder = for_decoding(vae)
         self._scheduler = dict(scheduler)
         self._stopwatch = Stopwatch(transformer, device.name)
         self._batch = Batch()
@@ -127,9 +130,10 @@ class MMDiTCheckpoint:
         latents: torch.Tensor = sample.latents
         return latents
 
-    def _pixels(self, planes: torch.Tensor) -> torch.Tensor:
+    def _pixels(self, vae: Any, planes: torch.Tensor, tiled: bool = False) -> torch.Tensor:
         """Latents ``(B, C, h, w)`` as pictures ``(B, 3, H, W)``, −1 to 1."""
-        raise NotImplementedError
+        config = vae.config
+        return pictures(vae, planes / config.scaling_factor + config.shift_factor, tiled)
 
     def _schedule(self, job: Any) -> Schedule:
         places, first = (job.height // TOKEN) * (job.width // TOKEN), inputs.first_step(job, flow=True)
@@ -231,16 +235,16 @@ class MMDiTCheckpoint:
         return self._stopwatch.seconds()
 
     @torch.inference_mode()
-    def decode(self, samples: Sequence[Sample]) -> list[Any]:
+    def decode(self, samples: Sequence[Sample], tiled: bool = False) -> list[Any]:
         """Latents to pictures; a sample that is not finite gives an error."""
-        precision = str(self._dtype).removeprefix("torch.")
-        return results(lambda sample: self._pixels(self._planes(sample)[None])[0].float(), samples, precision)
+        made, precision = partial(self._pixels, self._decoder), str(self._dtype).removeprefix("torch.")
+        return results(lambda s, part: made(self._planes(s)[None], part)[0].float(), samples, precision, tiled)
 
     @torch.inference_mode()
     def previews(self, samples: Sequence[Sample]) -> list[Any]:
         """One pixel per latent place."""
         if self._colours is None:
-            self._colours = Colours(self._pixels, inputs.channels(self._vae), self._device.name)
+            self._colours = Colours(partial(self._pixels, self._vae), inputs.channels(self._vae), self._device.name)
         return [self._colours.picture(self._planes(sample)) for sample in samples]
 
     # Adapters.
@@ -288,7 +292,7 @@ class MMDiTCheckpoint:
 
     def release(self) -> None:
         """Drop the weights."""
-        self._transformer = self._vae = None
+        self._transformer = self._vae = self._decoder = None
         self._modules.clear()
         self._mixers.clear()
         self._encodings.clear()

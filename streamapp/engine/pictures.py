@@ -7,16 +7,21 @@ from typing import Any
 
 import torch
 
+from streamapp.engine.decoding import IN_TILES, WHOLE
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Picture
 from streamapp.engine.sample import Sample
 
-#: A sample's latent as a picture ``(3, H, W)``, float32, −1 to 1.
-Decode = Callable[[Sample], torch.Tensor]
+#: A sample's latent as a picture ``(3, H, W)``, float32, −1 to 1; or so in tiles.
+Decode = Callable[[Sample, bool], torch.Tensor]
 
 
-def results(decode: Decode, samples: Sequence[Sample], precision: str) -> list[Any]:
-    """Per sample what its job's ``output`` names; a sample that is not finite gives an error (``not_finite``)."""
+def results(decode: Decode, samples: Sequence[Sample], precision: str, tiled: bool = False) -> list[Any]:
+    """Per sample what its job's ``output`` names; a sample that is not finite gives an error (``not_finite``).
+
+    Args:
+        tiled: decode in tiles, also what is small enough to be decoded whole.
+    """
     found: list[Any] = []
     for sample in samples:
         if not torch.isfinite(sample.latents).all():
@@ -25,13 +30,13 @@ def results(decode: Decode, samples: Sequence[Sample], precision: str) -> list[A
         elif sample.job.output == "latent":
             found.append(sample.latents.clone())
         else:
-            picture = _picture(decode, sample, precision)
+            picture = _picture(decode, sample, precision, tiled or sample.job.width * sample.job.height > WHOLE)
             found.append(picture.to_pil() if sample.job.output == "pil" else picture)
     return found
 
 
-def _picture(decode: Decode, sample: Sample, precision: str) -> Picture:
-    image = decode(sample)
+def _picture(decode: Decode, sample: Sample, precision: str, tiled: bool) -> Picture:
+    image = decode(sample, tiled)
     pixels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().cpu().numpy()
     height, width = pixels.shape[:2]
     info = {
@@ -39,6 +44,6 @@ def _picture(decode: Decode, sample: Sample, precision: str) -> Picture:
         "sampler": sample.schedule.sampler,
         "steps": sample.job.num_inference_steps,
         "precision": precision,
-        "notes": sample.notes,
+        "notes": (*sample.notes, IN_TILES) if tiled else sample.notes,
     }
     return Picture(width, height, pixels.tobytes(), info)

@@ -28,14 +28,15 @@ class Stopwatch:
         """Of all forwards since the last call; the device has finished whatever it was given before this returns."""
         laps, self._laps = self._laps, []
         if not self._cuda:
-            return sum(end - began for began, end in laps)
+            return float(sum(end - began for began, end in laps))
         torch.cuda.current_stream().synchronize()
-        return sum(began.elapsed_time(end) for began, end in laps) / 1000.0
+        return float(sum(began.elapsed_time(end) for began, end in laps)) / 1000.0
 
     def _now(self) -> Any:
         if not self._cuda:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        cuda: Any = torch.cuda
+        event = cuda.Event(enable_timing=True)
         event.record()
         return event
 

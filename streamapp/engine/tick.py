@@ -30,13 +30,22 @@ class Ticks:
     Args:
         memory: that ticks are computed in.
         preview_every: ticks of a sample between two previews; 0 for none.
+        relieve: waits until nothing else takes memory; whether anything had.
     """
 
-    def __init__(self, caps: Caps, memory: Memory, clock: Callable[[], float], preview_every: int = 0) -> None:
+    def __init__(
+        self,
+        caps: Caps,
+        memory: Memory,
+        clock: Callable[[], float],
+        preview_every: int = 0,
+        relieve: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._caps = caps
         self._memory = memory
         self._clock = clock
         self._preview_every = preview_every
+        self._relieve = relieve
         self.figures: deque[dict[str, Any]] = deque(maxlen=KEPT_TICKS)
 
     def run(self, checkpoint: Checkpoint, batch: Sequence[Sample]) -> list[Event]:
@@ -48,7 +57,11 @@ class Ticks:
         """
         rows = sum(sample.rows for sample in batch)
         began = self._clock()
-        if not self._fitted(lambda: checkpoint.denoise(batch)):
+        fitted = self._fitted(lambda: checkpoint.denoise(batch))
+        if not fitted and self._relieve():
+            self._memory.free()
+            fitted = self._fitted(lambda: checkpoint.denoise(batch))
+        if not fitted:
             if len(batch) == 1:
                 raise too_large(batch[0].job)
             raise MemoryShort(self._caps.halve(batch[0], rows))
@@ -62,17 +75,6 @@ class Ticks:
             sample.spent("denoise", wall)
         events = [Event(s.job_id, s.index, "progress", (s.step, s.steps)) for s in batch]
         return events + self._previews(checkpoint, batch) if self._preview_every else events
-
-    def decode(self, checkpoint: Checkpoint, done: Sequence[Sample]) -> list[Any]:
-        """Pictures of finished samples, one by one where memory is short; an EngineError for what does not fit."""
-        pictures: list[Any] = []
-        if self._fitted(lambda: pictures.extend(checkpoint.decode(done))):
-            return pictures
-        pictures.clear()
-        for sample in done:
-            if not self._fitted(lambda sample=sample: pictures.extend(checkpoint.decode([sample]))):  # type: ignore[misc]
-                pictures.append(too_large(sample.job))
-        return pictures
 
     def _fitted(self, work: Callable[[], None]) -> bool:
         """Whether there was memory for it."""

@@ -18,7 +18,7 @@ from torch.nn import functional
 from streamapp.engine import controls, inputs
 from streamapp.engine.adapters import Adapter, Combination, read_adapter
 from streamapp.engine.clip import ClipEncoder, Conditioning, Encodings, Wanted
-from streamapp.engine.decoding import decoded
+from streamapp.engine.decoding import decoded, for_decoding
 from streamapp.engine.digests import digest
 from streamapp.engine.embeddings import Embeddings
 from streamapp.engine.errors import EngineError
@@ -71,7 +71,7 @@ class UNetCheckpoint:
         self._dtype = unet.dtype
         self._stopwatch = Stopwatch(unet, device.name)
         self._batch = Batch()
-        self._vae = vae
+        self._vae, self._decoder = vae, for_decoding(vae)
         self._scheduler = dict(scheduler)
         self._digest: str | None = None
         self._colours: Colours | None = None
@@ -212,10 +212,10 @@ class UNetCheckpoint:
         return predicted.float()
 
     @torch.inference_mode()
-    def decode(self, samples: Sequence[Sample]) -> list[Any]:
+    def decode(self, samples: Sequence[Sample], tiled: bool = False) -> list[Any]:
         """Latents to pictures; a sample that is not finite gives an error."""
-        vae, precision = self._vae, str(self._dtype).removeprefix("torch.")
-        return results(lambda sample: decoded(vae, sample.latents[None])[0], samples, precision)
+        vae, precision = self._decoder, str(self._dtype).removeprefix("torch.")
+        return results(lambda s, part: decoded(vae, s.latents[None], part)[0], samples, precision, tiled)
 
     @torch.inference_mode()
     def previews(self, samples: Sequence[Sample]) -> list[Any]:
@@ -274,7 +274,7 @@ class UNetCheckpoint:
 
     def release(self) -> None:
         """Drop the weights."""
-        self._unet = self._vae = None
+        self._unet = self._vae = self._decoder = None
         self._encoders = ()
         self._encodings.clear()
         self._adapters.clear()

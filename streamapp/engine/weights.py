@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from streamapp.engine.caps import Caps
+from streamapp.engine.decoder import Decoder
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import CONTROLNET, Checkpoint, Device, build, load_control, read
 from streamapp.engine.job import Job
@@ -24,6 +25,7 @@ class Weights:
 
     clock: Callable[[], float]
     caps: Caps
+    decoder: Decoder
     _queue: Queue
 
     def __init__(self, device: Device, options: Mapping[str, Any]) -> None:
@@ -123,6 +125,17 @@ class Weights:
         if any(name.lower() == each.lower() for sample in self._queue for each in self._named(sample)):
             raise EngineError("invalid_job", f"embedding {name!r} is in use; wait for the jobs that name it")
 
+    def _sizes(self) -> dict[str, dict[str, int]]:
+        """Resident bytes by kind and name."""
+        checkpoints = self._checkpoints.values()
+        return {
+            "checkpoints": {name: checkpoint.bytes for name, checkpoint in self._checkpoints.items()},
+            "controls": {name: control.bytes for name, control in self._controls.items()},
+            "loras": {name: size for c in checkpoints for name, size in c.adapters.items()},
+            "embeddings": {name: size for c in checkpoints for name, size in c.embeddings.sizes.items()},
+        }
+
     def _unused(self, name: str) -> None:
-        if any(name in (s.job.model, *(control.model for control in s.job.controls)) for s in self._queue):
+        samples = (*self._queue, *self.decoder.samples)
+        if any(name in (s.job.model, *(control.model for control in s.job.controls)) for s in samples):
             raise EngineError("invalid_job", f"model {name!r} is in use; wait for its samples or cancel them")

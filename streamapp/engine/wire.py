@@ -45,6 +45,6 @@ class Ready:
 
 @dataclass(frozen=True)
 class Beat:
-    """Child → parent, from a thread of its own: alive; ``busy_s`` seconds in the tick it is in (0: none)."""
+    """Child → parent, from a thread of its own: alive; ``busy_s`` seconds in a tick or a decoding (0: in none)."""
 
     busy_s: float

@@ -40,7 +40,7 @@ class Device:
 
 
 class Checkpoint(Protocol):
-    """A loaded checkpoint. The engine calls it from one thread only."""
+    """A loaded checkpoint. The engine calls it from one thread, but for :meth:`decode`."""
 
     family: str
     embeddings: Embeddings
@@ -63,8 +63,11 @@ class Checkpoint(Protocol):
     def forward_s(self) -> float:
         """Seconds of the denoiser's forwards since the last call; waits until the device has done what it was given."""
 
-    def decode(self, samples: Sequence[Sample]) -> list[Any]:
-        """Finished latents to pictures, in the form each job's ``output`` names; EngineError in place of a bad one."""
+    def decode(self, samples: Sequence[Sample], tiled: bool = False) -> list[Any]:
+        """Finished latents to pictures, in the form each job's ``output`` names; EngineError in place of a bad one.
+
+        Called by a thread of its own, while the others work. ``tiled``: with less memory, in tiles.
+        """
 
     def previews(self, samples: Sequence[Sample]) -> list[Any]:
         """Small pictures of unfinished samples; empty for a family that gives none."""

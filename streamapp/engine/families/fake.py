@@ -1,7 +1,8 @@
 """A family that costs nothing: deterministic pictures without tensors, for tests, load runs and trials of a fleet.
 
-Options: ``tick_s`` (seconds per tick) or ``tick_seconds`` (a function of its rows), ``load_s``, ``sleep`` (how to spend
-them; tests inject a fake clock's), ``ledger`` (in a tick a byte a pixel and row is taken from it). A prompt that
+Options: ``tick_s`` (seconds per tick) or ``tick_seconds`` (a function of its rows), ``load_s``, ``decode_s`` (a
+picture), ``sleep`` (how to spend them; tests inject a fake clock's), ``ledger`` (in a tick a byte a pixel and row is
+taken from it), ``decode_bytes`` (a pixel of the picture that is decoded, a quarter of it in tiles). A prompt that
 contains one of the words below makes it misbehave, which real weights do only when it hurts.
 """
 
@@ -24,6 +25,8 @@ from streamapp.engine.sample import Sample
 
 #: Words in a prompt that kill the process, hang it, spoil the sample, or make every tick last :data:`SLOW_TICK`.
 CRASH, HANG, SPOIL, SLOW = "fake:crash", "fake:hang", "fake:nan", "fake:slow"
+#: A word in a prompt whose picture cannot be decoded.
+UNDECODABLE = "fake:undecodable"
 #: Seconds: a slow sample takes about a tenth of its steps.
 SLOW_TICK = 0.1
 
@@ -60,6 +63,8 @@ class FakeCheckpoint:
         seconds = options.get("tick_seconds")
         self._seconds: Callable[[int], float] = seconds if callable(seconds) else lambda _: self._tick_s
         self._ledger: ByteLedger = options.get("ledger") or ByteLedger(sys.maxsize)
+        self._decode_s = float(options.get("decode_s") or 0.0)
+        self._decode_bytes = int(options.get("decode_bytes") or 0)
         self._loras: dict[str, int] = {}
         self.embeddings: Embeddings = _Names(self.family, {})
         self._forward_s = 0.0
@@ -104,12 +109,16 @@ class FakeCheckpoint:
         seconds, self._forward_s = self._forward_s, 0.0
         return seconds
 
-    def decode(self, samples: Sequence[Sample]) -> list[Any]:
+    def decode(self, samples: Sequence[Sample], tiled: bool = False) -> list[Any]:
         """Stripes whose colours are a digest of everything that decides the picture."""
-        return [self._picture(sample) for sample in samples]
+        return [self._picture(sample, tiled) for sample in samples]
 
-    def _picture(self, sample: Sample) -> Any:
+    def _picture(self, sample: Sample, tiled: bool) -> Any:
         job = sample.job
+        with self._ledger.taken(self._decode_bytes * job.width * job.height // (4 if tiled else 1)):
+            self._spend(self._decode_s)
+        if UNDECODABLE in job.prompt:
+            raise RuntimeError("it does not want to")
         if SPOIL in job.prompt:
             return EngineError("not_finite", "the picture came out as not-a-number; try another seed or less guidance")
         about = (self._salt, job.prompt, job.negative_prompt, sample.seed, job.num_inference_steps, sample.adapters)

@@ -140,9 +140,3 @@ class Flux(MMDiTCheckpoint):
 
     def _planes(self, sample: Sample) -> torch.Tensor:
         return unpack(sample.latents, sample.job.height // TOKEN, sample.job.width // TOKEN)
-
-    def _pixels(self, planes: torch.Tensor) -> torch.Tensor:
-        config = self._vae.config
-        scaled = planes / config.scaling_factor + config.shift_factor
-        images: torch.Tensor = self._vae.decode(scaled.to(self._vae.dtype), return_dict=False)[0]
-        return images

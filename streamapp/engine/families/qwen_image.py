@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from streamapp.engine.adapters import Combination
 from streamapp.engine.clip import Conditioning
+from streamapp.engine.decoding import pictures
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
 from streamapp.engine.mmdit import TOKEN, MMDiTCheckpoint, half
@@ -123,12 +124,10 @@ class QwenImage(MMDiTCheckpoint):
     def _planes(self, sample: Sample) -> torch.Tensor:
         return unpack(sample.latents, sample.job.height // TOKEN, sample.job.width // TOKEN)
 
-    def _pixels(self, planes: torch.Tensor) -> torch.Tensor:
-        config = self._vae.config
+    def _pixels(self, vae: Any, planes: torch.Tensor, tiled: bool = False) -> torch.Tensor:
+        config = vae.config
         mean, spread = (planes.new_tensor(v).view(1, -1, 1, 1) for v in (config.latents_mean, config.latents_std))
-        scaled = (planes * spread + mean).to(self._vae.dtype)
-        images: torch.Tensor = self._vae.decode(scaled[:, :, None], return_dict=False)[0][:, :, 0]
-        return images
+        return pictures(vae, (planes * spread + mean)[:, :, None], tiled)[:, :, 0]
 
 
 def _padded(texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:

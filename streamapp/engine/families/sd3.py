@@ -124,9 +124,3 @@ class StableDiffusion3(MMDiTCheckpoint):
             return_dict=False,
         )[0]
         return predicted
-
-    def _pixels(self, planes: torch.Tensor) -> torch.Tensor:
-        config = self._vae.config
-        scaled = planes / config.scaling_factor + config.shift_factor
-        images: torch.Tensor = self._vae.decode(scaled.to(self._vae.dtype), return_dict=False)[0]
-        return images
