@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check lint types format chaos bench-pipeline bench-engine servers lock clean
+.PHONY: help venv demo up test check lint types format chaos bench-pipeline bench-engine servers pocket lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,12 +43,15 @@ bench-pipeline: venv  ## the service against the plain recipe, into benchmarks/r
 bench-engine: venv  ## what the engine adds to its forwards, into benchmarks/results/engine.json (ARGS="--quick")
 	@$(PYTHON) -m benchmarks.engine $(ARGS)
 
+pocket: venv  ## train the small model that ships, into the user's cache: some three hours on two cores, stop it at any time
+	@$(PYTHON) -m streamapp.training.pocket $(ARGS)
+
 servers: venv  ## run Kafka, MariaDB and S3 on loopback and print the environment that points at them
 	@$(PYTHON) -m tests.servers up
 
 lock:  ## compile requirements.lock from setup.cfg (LOCK_ARGS=--upgrade moves the pins)
 	UV_CUSTOM_COMPILE_COMMAND="make lock" uv pip compile --quiet --universal --python-version 3.11 \
-		--extra dev $(LOCK_ARGS) setup.cfg -o requirements.lock
+		--extra dev --extra training $(LOCK_ARGS) setup.cfg -o requirements.lock
 
 clean:  ## remove .venv and caches; pictures and data stay
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -47,7 +47,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ),
     ("tables", frozenset({"tables"})),
     ("agents and web", frozenset({"agents", "web"})),
-    ("entry points", frozenset(["__main__", "cli", "demo", "doctor"])),
+    ("entry points", frozenset(["__main__", "cli", "demo", "doctor", "training"])),
 )
 RANK = {part: rank for rank, (_, parts) in enumerate(LAYERS) for part in parts}
 
