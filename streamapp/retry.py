@@ -71,7 +71,8 @@ def decide(
     if again and attempts < max_attempts:
         return Retry(0.0 if code in AT_ONCE and attempts <= 1 else _delay(attempts, chance))
     reason = f"{code}: failed {attempts} of {max_attempts} attempts" if again else f"{code}: not retryable"
-    if fallback and (code not in REQUEST or data.get("field") == "model"):
+    # The fallback draws with the same LoRAs.
+    if fallback and data.get("field") != "loras" and (code not in REQUEST or data.get("field") == "model"):
         return FallBack(reason)
     return Park(reason)
 

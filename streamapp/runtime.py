@@ -43,6 +43,7 @@ from streamapp.worker.status import StatusWriter
 
 if TYPE_CHECKING:
     from streamapp.app import StreamApp
+    from streamapp.worker.loading import Watch
     from streamapp.worker.pictures import Bring, Orders
     from streamapp.worker.preparing import Preparing
     from streamapp.worker.worker import Worker
@@ -223,11 +224,12 @@ def _open_work(
     """The worker, and what makes its weights ready; imported here, because the web role has neither."""
     if app.role == "web":
         return None, None
+    from streamapp.worker.loading import Watch
     from streamapp.worker.pictures import Orders
     from streamapp.worker.preparing import Preparing
 
     orders = Orders(app.settings, registry, Inputs(registry.database), storage, bring)
-    worker = _open_worker(app, claims, orders, storage, clock)
+    worker = _open_worker(app, claims, orders, storage, clock, Watch(registry, orders.forget))
     preparing = Preparing(
         app.settings,
         registry,
@@ -240,7 +242,9 @@ def _open_work(
     return worker, preparing
 
 
-def _open_worker(app: StreamApp, claims: Claims, orders: Orders, storage: Storage, clock: Clock) -> Worker:
+def _open_worker(
+    app: StreamApp, claims: Claims, orders: Orders, storage: Storage, clock: Clock, watch: Watch
+) -> Worker:
     """The worker with its engine."""
     from streamapp.worker.engine import open_drawing
     from streamapp.worker.parts import Parts
@@ -262,6 +266,7 @@ def _open_worker(app: StreamApp, claims: Claims, orders: Orders, storage: Storag
         publish=Publisher(app.settings, spool, clock),
         dead_letter=app.dead_letter,
         release=release,
+        watch=watch,
     )
     return Worker(app.settings, parts)
 

@@ -12,9 +12,11 @@ from aiohttp import web
 from streamapp.db import LoraRow, ModelRow
 from streamapp.engine.names import AUTO, SAMPLERS
 from streamapp.errors import AppError, Conflict, InvalidRequest, NotFound
+from streamapp.models import quarantine
 from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, Kind
 from streamapp.models.catalogue import PACKAGE, delete_files, locate
 from streamapp.models.families import traits_of
+from streamapp.models.referenced import PENDING
 from streamapp.models.styles import STYLES
 from streamapp.telemetry import get_logger
 from web.answers import API, iso, ok
@@ -160,7 +162,18 @@ def _weights(row: ModelRow | LoraRow) -> dict[str, Any]:
         "digest": row.digest,
         "size": row.size,
         "last_used_at": iso(row.last_used_at),
+        "state": known_as(row),
+        "quarantined": row.traits.get(quarantine.QUARANTINED),
     }
+
+
+def known_as(row: ModelRow | LoraRow) -> str:
+    """What the registry alone says of the files of weights."""
+    if row.traits.get(PENDING):
+        return "pending"
+    if row.traits.get(EVICTED):
+        return "evicted"
+    return "registered" if quarantine.why(row) is None else "quarantined"
 
 
 def _whole(row: ModelRow | LoraRow) -> dict[str, Any]:
@@ -180,9 +193,12 @@ def _whole(row: ModelRow | LoraRow) -> dict[str, Any]:
 
 
 def _state(row: ModelRow | LoraRow, settings: Any) -> str:
-    """Whether its files are on this machine."""
+    """Whether its files are on this machine, and may be used."""
+    known = known_as(row)
+    if known != "registered":
+        return known
     try:
         locate(row, settings)
     except AppError:
-        return "evicted" if row.traits.get(EVICTED) else "missing"
+        return "missing"
     return "here"

@@ -36,7 +36,8 @@ def weights() -> dict[str, Any]:
 
 
 def _one(what: str) -> dict[str, Any]:
-    shown = record({"name": TEXT, "state": {"enum": ["here", "evicted", "missing"]}, "pinned": {"type": "boolean"}})
+    states = {"enum": ["here", "missing", "evicted", "pending", "quarantined"]}
+    shown = record({"name": TEXT, "state": states, "pinned": {"type": "boolean"}})
     show = operation(
         "models", f"Show a {what}", "Licence, page, digest, versions, whether it is here.", in_data(shown), 404
     )

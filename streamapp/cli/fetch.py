@@ -42,13 +42,16 @@ def add_commands(group: click.Group, kind: Kind) -> None:
     @click.argument("names", nargs=-1)
     @json_option
     def verify(names: tuple[str, ...], as_json: bool) -> None:
-        """Read every byte of NAMES, or of everything, and compare digests; exit 1 on a difference."""
+        """Read every byte of NAMES, or of everything, and compare digests; exit 1 on a difference.
+
+        What is unchanged leaves its quarantine.
+        """
         checked = with_registry(lambda registry, settings: _verify(registry, settings, kind, names))
         if as_json:
             print_json(checked)
         else:
             print_rows(("NAME", "VERSION", "STATE"), [(one["name"], one["version"], one["state"]) for one in checked])
-        if any(one["state"] != "ok" for one in checked):
+        if any(not one["state"].startswith("ok") for one in checked):
             sys.exit(1)
 
     @group.command("remove")
@@ -81,6 +84,28 @@ def add_pins(group: click.Group, kind: Kind) -> None:
         """Let NAME make room again."""
         with_registry(lambda registry, _: _pin(registry, kind, name, pinned=False))
 
+    @group.command("release")
+    @click.argument("name")
+    def release(name: str) -> None:
+        """Let NAME be drawn with again that failed to load too often."""
+        was = with_registry(lambda registry, _: _release(registry, kind, name))
+        click.echo(f"{name} {'is released' if was else 'was not in quarantine'}")
+
+
+async def _release(registry: Registry, kind: Kind, name: str) -> bool:
+    from streamapp.models.quarantine import release
+
+    return any([await release(registry, row) for row in await _named(registry, kind, name)])
+
+
+async def _named(registry: Registry, kind: Kind, name: str) -> list[Any]:
+    from streamapp.errors import NotFound
+
+    rows: list[Any] = list(await (registry.models() if kind == "model" else registry.loras()))
+    if not (found := [row for row in rows if row.name == name]):
+        raise NotFound(f"{name} is not registered here", name=name)
+    return found
+
 
 async def _pull(registry: Registry, settings: Settings, reference: str, name: str | None) -> ModelRow | LoraRow:
     from streamapp.db import Delivery, Tasks
@@ -99,15 +124,14 @@ async def _pull(registry: Registry, settings: Settings, reference: str, name: st
 
 
 async def _pin(registry: Registry, kind: Kind, name: str, *, pinned: bool) -> None:
-    from streamapp.errors import NotFound
-    from streamapp.models.cache import PINNED, marked, save
+    from streamapp.models.cache import PINNED
 
-    rows: list[Any] = list(await (registry.models() if kind == "model" else registry.loras()))
-    found = [row for row in rows if row.name == name]
-    if not found:
-        raise NotFound(f"{name} is not registered here", name=name)
-    for row in found:
-        await save(registry, marked(row, PINNED, value=pinned))
+    def change(traits: dict[str, Any]) -> dict[str, Any]:
+        rest = {key: value for key, value in traits.items() if key != PINNED}
+        return {**rest, PINNED: True} if pinned else rest
+
+    for row in await _named(registry, kind, name):
+        await registry.edit(row, change)
 
 
 class _bar:  # noqa: N801 - used as a function
@@ -138,6 +162,7 @@ async def _verify(registry: Registry, settings: Settings, kind: Kind, names: tup
     from streamapp.errors import AppError, NotFound
     from streamapp.models.catalogue import locate, notes_root
     from streamapp.models.digest import identify
+    from streamapp.models.quarantine import release
     from streamapp.models.verified import note_weights
 
     rows: list[Any] = list(await (registry.models() if kind == "model" else registry.loras()))
@@ -152,6 +177,8 @@ async def _verify(registry: Registry, settings: Settings, kind: Kind, names: tup
             found = await asyncio.to_thread(identify, path)
             state = "ok" if found.digest == row.digest else "changed"
             if state == "ok":
+                if await release(registry, row):
+                    state = "ok, released"
                 await asyncio.to_thread(note_weights, row, path, notes_root(settings))
         except AppError as error:
             state = error.message

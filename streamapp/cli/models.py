@@ -7,7 +7,7 @@ database and needs no running service.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,15 +105,29 @@ def _served(kind: str, url: str | None) -> list[dict[str, Any]] | None:
 def _registered(ask: Callable[[Registry], Awaitable[list[Any]]]) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
-    return [asdict(row) for row in with_registry(lambda registry, _: ask(registry))]
+    rows = with_registry(lambda registry, _: ask(registry))
+    return [{**asdict(row), **_marks(row.traits)} for row in rows]
+
+
+def _marks(traits: Mapping[str, Any]) -> dict[str, Any]:
+    """What a running service says beside the facts, from the registry alone."""
+    reason, marks = traits.get("quarantined"), ("pending", "evicted")
+    state = next((mark for mark in marks if traits.get(mark)), "quarantined" if reason else "registered")
+    return {"state": state, "quarantined": reason}
 
 
 def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    shown = [(row["name"], row["version"], row["family"], f"{row['size'] / 1e6:.1f} MB") for row in rows]
-    print_rows(("NAME", "VERSION", "FAMILY", "SIZE"), shown)
+    shown = [
+        (row["name"], row["version"], row["family"], f"{row['size'] / 1e6:.1f} MB", row.get("state", ""))
+        for row in rows
+    ]
+    print_rows(("NAME", "VERSION", "FAMILY", "SIZE", "STATE"), shown)
+    for row in rows:
+        if (facts := row.get("quarantined")) and row.get("state") == "quarantined":
+            click.echo(f"{row['name']} failed to load {facts['failures']} times: {facts['message']}", err=True)
 
 
 def _add(name: str, path: Path, kind: str, family: str, as_json: bool) -> None:

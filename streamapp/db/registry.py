@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import orjson
@@ -57,6 +58,26 @@ class Registry:
             return await self._database.write(work)
         except IntegrityError:
             return False
+
+    async def edit(self, row: ModelRow | LoraRow, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> bool:
+        """Change the traits of this name and version as they are now; ``False`` when its row is gone.
+
+        ``change`` may be called again when somebody else writes at the same moment.
+        """
+        table = loras if isinstance(row, LoraRow) else models
+        meant = (table.c.name == row.name) & (table.c.version == row.version)
+
+        def work(connection: Connection) -> bool:
+            known = connection.scalar(select(table.c.traits).where(meant).with_for_update())
+            if known is None:
+                return False
+            traits = orjson.loads(known)
+            changed = dump(dict(change(dict(traits))))
+            if changed != known:
+                connection.execute(update(table).where(meant).values({table.c.traits: changed}))
+            return True
+
+        return await self._database.write(work)
 
     async def touch_model(self, name: str) -> None:
         """Note that a checkpoint was used now."""

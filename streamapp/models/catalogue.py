@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,9 +63,18 @@ class Registered(Protocol):
         """Insert or replace by name and version."""
 
 
-async def seed(registry: Registered) -> None:
-    """Register the model that ships; harmless when it is there already."""
-    await registry.add_model(POCKET)
+class Seeded(Registered, Protocol):
+    """The part of the registry that is read before the model that ships is written to it."""
+
+    async def model(self, name: str, version: str | None = None) -> ModelRow | None:
+        """One checkpoint."""
+
+
+async def seed(registry: Seeded) -> None:
+    """Register the model that ships; harmless when it is there already: what was noted about its file stays."""
+    known = await registry.model(POCKET.name, POCKET.version)
+    noted = {} if known is None or known.digest != POCKET.digest else known.traits
+    await registry.add_model(replace(POCKET, traits={**noted, **POCKET.traits}))
 
 
 def place_of(row: ModelRow | LoraRow, settings: Settings) -> Path:

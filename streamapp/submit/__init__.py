@@ -28,9 +28,9 @@ from streamapp.models.words import vocabulary_note
 from streamapp.recipe import check_provenance
 from streamapp.scheduling.cost import estimate
 from streamapp.settings import Settings
-from streamapp.submit.fallback import clip_skip_of, with_fallback
+from streamapp.submit.fallback import clip_skip_of, unless_quarantined, with_fallback
 from streamapp.submit.inputs import described, fitting, start_of
-from streamapp.submit.weights import Absent, find_loras, find_model
+from streamapp.submit.weights import Absent, find_fallback, find_loras, find_model
 
 if TYPE_CHECKING:
     from streamapp.runtime import Runtime
@@ -98,6 +98,7 @@ async def submit(runtime: Runtime, submission: Submission, user: str) -> Accepte
 
     Raises:
         InvalidRequest: something cannot be done as asked; says what to change.
+        Quarantined: its weights failed to load too often, and it has no fallback model.
         Conflict: ``provenance`` names weights that are others here.
         Overloaded: as many tasks as the settings allow are waiting.
         AppError: weights that it names by a reference cannot be had; ``code`` and ``status`` say why.
@@ -117,8 +118,9 @@ async def submit(runtime: Runtime, submission: Submission, user: str) -> Accepte
         model,
         loras,
         settings,
-        lambda name: find_model(shelf, name, settings),
+        lambda name: find_fallback(shelf, name, settings),
     )
+    params = unless_quarantined(params, model)
     _check_length(params, settings)
     if submission.provenance is not None:
         check_provenance(

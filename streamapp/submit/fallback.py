@@ -9,7 +9,7 @@ from streamapp.db import LoraRow, ModelRow
 from streamapp.engine.names import sampler_name
 from streamapp.errors import InvalidRequest
 from streamapp.generation import Fallback, GenerationParams
-from streamapp.models import sizes
+from streamapp.models import quarantine, sizes
 from streamapp.models.families import Traits, traits_of
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
@@ -56,6 +56,19 @@ async def with_fallback(
         log.debug(error.message, action="fallback_unfit", model=model.name, fallback=name)
         return params
     return params.model_copy(update={"fallback": fallback})
+
+
+def unless_quarantined(params: GenerationParams, model: ModelRow) -> GenerationParams:
+    """``params``, for the fallback model when its own one is in quarantine.
+
+    Raises:
+        Quarantined: it is, and there is no fallback.
+    """
+    if (reason := quarantine.why(model)) is None:
+        return params
+    if params.fallback is None:
+        quarantine.refuse(model)
+    return params.fall_back(f"in quarantine: {reason}")
 
 
 def resolve(asked: Submission, params: GenerationParams, row: ModelRow, loras: Sequence[LoraRow]) -> Fallback:

@@ -11,6 +11,7 @@ from streamapp.db import LoraRow, ModelRow
 from streamapp.engine.job import MAX_ADAPTERS
 from streamapp.errors import InvalidRequest, Unavailable
 from streamapp.generation import LoraRef
+from streamapp.models import quarantine
 from streamapp.models.cache import EVICTED, PULLED_FROM, Kind, kind_of
 from streamapp.models.catalogue import POCKET
 from streamapp.models.referenced import PENDING, References, Unfit
@@ -122,6 +123,18 @@ async def find_model(shelf: Shelf, name: str | None, settings: Settings, absent:
     return row
 
 
+async def find_fallback(shelf: Shelf, name: str, settings: Settings) -> ModelRow:
+    """A model to draw with when another one fails: it has to be here.
+
+    Raises:
+        InvalidRequest: see :func:`find_model`, or it is in quarantine.
+    """
+    row = await find_model(shelf, name, settings)
+    if (reason := quarantine.why(row)) is not None:
+        raise InvalidRequest(f"{row.name} is in quarantine: {reason}", field="model")
+    return row
+
+
 async def _default_model(shelf: Shelf, settings: Settings) -> ModelRow:
     """The model that ships where it is registered, else the only one; several others are for the user to choose."""
     known = [row for row in await shelf.models() if row.family in settings.families]
@@ -146,6 +159,7 @@ async def find_loras(
     Raises:
         InvalidRequest: one is not registered, does not fit the model, is named twice, or its files are not
             here and shall not be fetched.
+        Quarantined: one failed to load too often.
     """
     names = [lora.name for lora in asked]
     if len(names) > MAX_ADAPTERS:
@@ -164,6 +178,7 @@ async def find_loras(
             raise Unfit(
                 f"LoRA {name} fits models of family {row.family}, and {model.name} is of {model.family}", field="loras"
             )
+        quarantine.refuse(row)
         if row.traits.get(EVICTED):
             (absent or Absent()).add(row)
         rows.append(row)

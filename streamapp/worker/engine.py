@@ -26,6 +26,7 @@ from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 from streamapp.worker.drawing import LOADED, Drawing, Drawn, EngineCrashed, Order, Progress
 from streamapp.worker.inputs import framed
+from streamapp.worker.loading import loading
 
 log = get_logger(__name__)
 
@@ -141,8 +142,9 @@ class EngineDrawing:
                     key = (lora.name, order.model.name)
                     if self._adapters.get(key) != path:
                         await self._make_room(self._adapters, LORAS)
-                        await asyncio.to_thread(self._check, lora, path)
-                        await self._engine.load_lora(lora.name, path, order.model.name)
+                        with loading(lora):
+                            await asyncio.to_thread(self._check, lora, path)
+                            await self._engine.load_lora(lora.name, path, order.model.name)
                         self._adapters[key] = path
                         fresh = True
                     self._adapters.move_to_end(key)
@@ -174,8 +176,9 @@ class EngineDrawing:
         fresh = self._models.get(name) != path
         if fresh:
             await self._make_room(self._models, CHECKPOINTS)
-            await asyncio.to_thread(self._check, model, path)
-            await self._engine.load(name, path, model.family, variant_of(model.traits))
+            with loading(model):
+                await asyncio.to_thread(self._check, model, path)
+                await self._engine.load(name, path, model.family, variant_of(model.traits))
             self._models[name] = path
             log.info("checkpoint loaded", action="loaded", model=name)
         self._models.move_to_end(name)

@@ -73,6 +73,8 @@ class Lives:
             except EngineCrashed as error:
                 await self._crashed(claimed, error)
             except AppError as error:
+                if self.parts.watch is not None:
+                    await self.parts.watch.failed(error)
                 await self._failed(claimed, error)
             except Exception as error:  # supervised: a fault of ours must end as a failed task, not as a silent one
                 log.exception("a claimed task failed for an unforeseen reason", action="internal_error")
@@ -105,6 +107,8 @@ class Lives:
         _longest(claimed.seconds, {"post": max((seconds for _, seconds in stored), default=0.0)})
         if (loaded := claimed.seconds.pop(LOADED, None)) is not None:
             self.rates.loaded(row.model, loaded)
+            if self.parts.watch is not None:
+                await self.parts.watch.worked([order.model, *(lora for lora, _, _ in order.loras)])
         # Samples of several tasks share the denoiser: this one's part of the time is its part of the samples.
         part = row.params.n / (row.params.n + self.parts.drawing.running)
         self.rates.drawn(row.params, claimed.seconds.get("denoise", 0.0) * part)

@@ -11,6 +11,7 @@ from streamapp.clock import Clock
 from streamapp.db import Claims, ImageRow, TaskRow
 from streamapp.records import DeadLetter
 from streamapp.worker.drawing import Drawing, Drawn, Order
+from streamapp.worker.loading import Watch
 from streamapp.worker.spool import Spool
 
 
@@ -30,7 +31,7 @@ class Publish(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """The worker's surroundings; ``release`` lets a held partition flow again."""
+    """The worker's surroundings; ``release`` lets a held partition flow again, ``watch`` hears what loads and not."""
 
     claims: Claims
     drawing: Drawing
@@ -40,3 +41,4 @@ class Parts:
     publish: Publish
     dead_letter: Callable[[DeadLetter], Awaitable[None]]
     release: Callable[[TP], object]
+    watch: Watch | None = None

@@ -11,6 +11,7 @@ from typing import TypeVar
 from streamapp.clock import Clock
 from streamapp.db import ImageRow, Inputs, LoraRow, ModelRow, Registry, TaskRow
 from streamapp.errors import NotFound
+from streamapp.models import quarantine
 from streamapp.models.catalogue import locate
 from streamapp.postprocess import Encoded, finish_picture
 from streamapp.recipe import Origin, image_recipe, image_seed
@@ -48,6 +49,7 @@ class Orders:
         """The order of a claimed row.
 
         Raises:
+            Quarantined: the model or a LoRA failed to load too often.
             NotFound: the model or a LoRA is not registered any more, or its file is neither here nor shared; or the
                 picture that it starts from is gone.
             Unavailable: the database or the storage does not answer.
@@ -66,12 +68,18 @@ class Orders:
         """
         return await self._model(name)
 
+    def forget(self, name: str) -> None:
+        """Read the row of a name anew: it was just changed."""
+        self._models.pop(name, None)
+        self._loras.pop(name, None)
+
     async def _model(self, name: str) -> tuple[ModelRow, Path]:
         known = self._known(self._models, name)
         if known is None:
             found = await self._registry.model(name)
             if found is None:
                 raise NotFound(f"model {name} is not registered any more", field="model", name=name)
+            quarantine.refuse(found)
             known = await self._keep(self._models, name, found)
             await self._registry.touch_model(name)
         return known
@@ -82,6 +90,7 @@ class Orders:
             found = await self._registry.lora(name)
             if found is None:
                 raise NotFound(f"LoRA {name} is not registered any more", field="loras", name=name)
+            quarantine.refuse(found)
             known = await self._keep(self._loras, name, found)
             await self._registry.touch_lora(name)
         return known

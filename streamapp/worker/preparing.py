@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 
 from streamapp.db import LoraRow, ModelRow
 from streamapp.errors import AppError, Unavailable
+from streamapp.models import quarantine
 from streamapp.models.cache import EVICTED
 from streamapp.models.catalogue import POCKET, locate
 from streamapp.models.registered import find
@@ -175,6 +176,6 @@ def most_used(rows: Sequence[ModelRow]) -> list[str]:
     """Names of the checkpoints here, the last used first; of those never used the one that ships comes first."""
     used: dict[str, int] = {}
     for row in rows:
-        if not row.traits.get(EVICTED):
+        if not row.traits.get(EVICTED) and quarantine.why(row) is None:
             used[row.name] = max(used.get(row.name, 0), row.last_used_at or 0)
     return sorted(used, key=lambda name: (-used[name], name != POCKET.name, name))

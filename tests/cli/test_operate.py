@@ -41,7 +41,7 @@ def test_upgrading_twice_leaves_tables_with_the_model_that_ships() -> None:
 
 def test_models_are_listed_for_people() -> None:
     head, line = run("models").stdout.splitlines()
-    assert head.split() == ["NAME", "VERSION", "FAMILY", "SIZE"]
+    assert head.split() == ["NAME", "VERSION", "FAMILY", "SIZE", "STATE"]
     assert line.startswith(POCKET.name)
     assert len(run("loras").stdout.splitlines()) == 1
 

@@ -33,6 +33,10 @@ class Shelf:
     async def add_lora(self, row: LoraRow) -> None:
         self.rows.append(row)
 
+    async def model(self, name: str, version: str | None = None) -> ModelRow | None:
+        found = (row for row in self.rows if isinstance(row, ModelRow) and (row.name, row.version) == (name, version))
+        return next(found, None)
+
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
@@ -95,6 +99,11 @@ async def test_seeding_registers_the_model_that_ships(settings: Settings) -> Non
     await seed(shelf)
     assert shelf.rows == [POCKET]
     assert locate(POCKET, settings) == HERE / "pocket"
+    shelf.rows = [dataclasses.replace(POCKET, traits={**POCKET.traits, "pinned": True, "steps": 1})]
+    await seed(shelf)
+    assert shelf.rows[-1] == dataclasses.replace(POCKET, traits={**POCKET.traits, "pinned": True}), (
+        "what was noted is gone"
+    )
 
 
 async def test_a_file_from_elsewhere_is_linked_into_the_data_folder(settings: Settings, checkpoint: Path) -> None:

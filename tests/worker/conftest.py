@@ -30,6 +30,7 @@ from streamapp.models import catalogue
 from streamapp.records import DeadLetter
 from streamapp.settings import Settings
 from streamapp.storage import LocalStorage
+from streamapp.worker.loading import Watch
 from streamapp.worker.parts import Parts
 from streamapp.worker.pictures import Orders, Publisher
 from streamapp.worker.spool import Spool
@@ -123,6 +124,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     await storage.start()
     clock, drawing, spool = Clock(database.now), FakeDrawing(), Spool(storage)
     letters: list[DeadLetter] = []
+    orders = Orders(settings, registry, Inputs(database), storage)
 
     async def keep(letter: DeadLetter) -> None:
         letters.append(letter)
@@ -132,10 +134,11 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         drawing=drawing,
         spool=spool,
         clock=clock,
-        order=Orders(settings, registry, Inputs(database), storage),
+        order=orders,
         publish=Publisher(settings, spool, clock),
         dead_letter=keep,
         release=print,
+        watch=Watch(registry, orders.forget),
     )
     worker = Worker(settings, parts)
     await worker.start()

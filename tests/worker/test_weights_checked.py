@@ -9,9 +9,9 @@ import pytest
 
 from streamapp.db import ModelRow
 from streamapp.models.digest import identify
-from streamapp.models.verified import DamagedWeights
 from streamapp.settings import Settings
 from streamapp.worker.engine import EngineDrawing, open_drawing
+from streamapp.worker.loading import LoadFailed
 from tests.models.publisher import checkpoint
 
 
@@ -37,6 +37,7 @@ async def test_a_corrupt_byte_is_caught_before_the_first_picture(drawing: Engine
     data[-1000] ^= 1
     other = path.with_name("damaged.safetensors")
     other.write_bytes(data)
-    with pytest.raises(DamagedWeights, match="dream: its file has sha256"):
+    with pytest.raises(LoadFailed, match="dream: its file has sha256") as caught:
         await drawing.warm(row, other)
+    assert (caught.value.code, caught.value.retryable, caught.value.row) == ("damaged_weights", False, row)
     assert drawing.checkpoints == {"dream": "vram"}
