@@ -77,6 +77,7 @@ class Fallback(BaseModel):
     drawn: Size
     steps: int
     guidance: float
+    true_cfg: float = 1.0
     sampler: str
     clip_skip: int = 1
     notes: tuple[str, ...] = ()
@@ -97,7 +98,8 @@ class GenerationParams(BaseModel):
 
     ``prompt`` already holds the words of ``style``; ``text`` is what the user typed. ``drawn`` is what the
     denoiser draws, ``delivered`` what the user receives (enlarged when the model cannot draw that large).
-    Image ``i`` of ``n`` uses ``seed + i``. ``kind`` says whether there is a picture to start from, and a mask.
+    Image ``i`` of ``n`` uses ``seed + i``. ``true_cfg`` above 1 is the scale of the branch that a negative prompt takes
+    where ``guidance`` is an input of the only one. ``kind`` says whether there is a picture to start from, and a mask.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -114,6 +116,7 @@ class GenerationParams(BaseModel):
     drawn: Size
     steps: int
     guidance: float
+    true_cfg: float = 1.0
     sampler: str
     clip_skip: int = 1
     seed: int = Field(ge=0, le=MAX_SEED)

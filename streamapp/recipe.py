@@ -29,7 +29,7 @@ class Origin:
     """Facts about a picture that its task's parameters do not hold.
 
     ``digests`` are the SHA-256 (hex) of the LoRAs by name, ``hashes`` their AutoV3 where known; ``drawn_ms`` is in
-    milliseconds of the database's clock.
+    milliseconds of the database's clock; ``notes`` are the engine's, beside those of the submit.
     """
 
     task_id: str
@@ -40,6 +40,7 @@ class Origin:
     hashes: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
     precision: str = "float32"
+    notes: tuple[str, ...] = ()
 
 
 def image_recipe(params: GenerationParams, origin: Origin) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def image_recipe(params: GenerationParams, origin: Origin) -> dict[str, Any]:
         "prompt": params.prompt,
         "drawn_at": str(params.drawn),
         "delivered_at": str(params.delivered),
-        "notes": list(params.notes),
+        "notes": [*params.notes, *origin.notes],
         # What was asked for, and why it was not drawn.
         **({} if params.instead_of is None else {"instead_of": params.instead_of.model_dump()}),
         "device": origin.device,
@@ -78,6 +79,7 @@ def recipe_body(params: GenerationParams, index: int) -> dict[str, Any]:
         "style": params.style,
         "steps": params.steps,
         "cfg_scale": params.guidance,
+        "true_cfg_scale": params.true_cfg if params.true_cfg > 1 else None,
         "sampler": params.sampler,
         "clip_skip": params.clip_skip,
         "seed": image_seed(params, index),

@@ -94,6 +94,11 @@ class Params(BaseModel):
     style: str | None = Field(None, max_length=100, description="Adds the words of a style.", examples=["watercolor"])
     steps: Annotated[Steps, Number] | None = Field(None, description="Denoising steps.")
     cfg_scale: Annotated[Guidance, Number] | None = Field(None, description="How strictly the text is followed.")
+    true_cfg_scale: Annotated[Guidance, Number] | None = Field(
+        None,
+        description="Of models that take `cfg_scale` as an input (Flux): above 1, how strictly `negative_text` is "
+        "avoided.",
+    )
     sampler: str | None = Field(None, max_length=100, examples=["DPM++ 2M"])
     clip_skip: Annotated[ClipSkip, Number] | None = Field(
         None, description="Read prompts from this layer of the text encoder, 1 the last, as A1111 counts."
@@ -205,6 +210,7 @@ def submission(body: Generate, request: Mapping[str, Any], *, key: str | None, t
         style=params.style,
         steps=params.steps,
         guidance=params.cfg_scale,
+        true_cfg=params.true_cfg_scale,
         sampler=params.sampler,
         clip_skip=params.clip_skip,
         seed=None if params.seed == -1 else params.seed,

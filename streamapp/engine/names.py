@@ -46,7 +46,14 @@ SAMPLERS: Mapping[str, Sampler] = {
 }
 
 AUTO = "Auto"
-ALIASES: Mapping[str, str] = {"dpm++": "DPM++ 2M", "automatic": AUTO, "euler ancestral": "Euler a"}
+ALIASES: Mapping[str, str] = {
+    "dpm++": "DPM++ 2M",
+    "automatic": AUTO,
+    "euler ancestral": "Euler a",
+    "flow-match euler": "Euler",
+}
+#: What draws checkpoints that were trained by flow matching.
+FLOW_SAMPLERS = ("Euler", "UniPC", "DPM++ 2M")
 
 
 def sampler_name(name: str) -> str:

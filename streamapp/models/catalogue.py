@@ -13,6 +13,8 @@ from streamapp.db.rows import LoraRow, ModelRow
 from streamapp.errors import InvalidRequest, NotFound
 from streamapp.models.digest import autov3, identify
 from streamapp.models.families import family as known_family
+from streamapp.models.families import family_of_file
+from streamapp.models.folders import folder_traits
 from streamapp.models.place import place
 from streamapp.models.safe import LoraHeader, check_folder, check_lora, check_model
 from streamapp.models.verified import note_weights
@@ -176,18 +178,21 @@ def _register(root: Path, name: str, path: Path, kind: str, family: str) -> Mode
     if not path.exists():
         raise NotFound(f"there is nothing at {path}", path=str(path))
     header: LoraHeader | None = None
+    told: dict[str, Any] = {}
     if kind == "lora":
         header = check_lora(path)
     elif path.is_dir():
         check_folder(path)
+        told = folder_traits(path, family)
     else:
         check_model(path)
+        family_of_file(family, kind)
     digest, size = identify(path)
     inside = place(root, path, f"{kind}s", name, digest)
     common: dict[str, Any] = {"version": digest[:10], "family": family, "source": LOCAL, "path": inside.as_posix()}
     common |= {"digest": digest, "size": size}
     if header is None:
-        return ModelRow(name=name, **common)
+        return ModelRow(name=name, **common, traits=told)
     traits = {
         "format": header.layout,
         "rank": header.rank,

@@ -16,7 +16,7 @@ from streamapp.guarded import GuardedClient
 from streamapp.models.catalogue import LOCAL, NAME, models_root
 from streamapp.models.civitai import CivitaiSite
 from streamapp.models.download import Downloader, Fetched
-from streamapp.models.families import family as known_family
+from streamapp.models.families import family_of_file
 from streamapp.models.hub import HubSite
 from streamapp.models.kinds import Described, describe
 from streamapp.models.offer import Offer
@@ -90,7 +90,7 @@ async def pull(
             f"name {local[:40]!r} must be letters, digits, blanks, dots, dashes or underscores", field="name"
         )
     if offer.family is not None:
-        known_family(offer.family)
+        family_of_file(offer.family, offer.kind)
     target = target_of(settings, offer)
     known = await asyncio.to_thread(target.exists)
     fetched = None if prepare is None else await prepare(offer)
@@ -148,7 +148,7 @@ def _family(offer: Offer, told: Described) -> str:
         raise InvalidRequest(
             f"the family of {title} cannot be told from its tensors: fetch it yourself and use `streamapp models add`"
         )
-    return known_family(family).name
+    return family_of_file(family, told.kind).name
 
 
 def slug(text: str) -> str:

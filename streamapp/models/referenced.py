@@ -15,7 +15,7 @@ from streamapp.errors import AppError, InvalidRequest, Overloaded, Unavailable
 from streamapp.models.cache import EVICTED, PULLED_FROM, Kind, Rows, Wanted
 from streamapp.models.catalogue import LOCAL, models_root
 from streamapp.models.download import NoSpace
-from streamapp.models.families import family as known_family
+from streamapp.models.families import family_of_file
 from streamapp.models.offer import Offer
 from streamapp.models.peek import told
 from streamapp.models.pull import Sites, slug, target_of
@@ -177,7 +177,7 @@ class References:
         name, limit = offer.file.name, self._settings.models_max_bytes
         if offer.kind != kind:
             raise InvalidRequest(f"{name} is a {offer.kind.replace('_', ' ')}, and a {kind} is asked for")
-        family = known_family(offer.family or "").name
+        family = family_of_file(offer.family or "", kind).name
         if served is not None and family not in served:
             raise InvalidRequest(
                 f"{name} is of family {family}, which no worker here serves (STREAMAPP_FAMILIES: {', '.join(served)})"

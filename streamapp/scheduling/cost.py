@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from streamapp.generation import GenerationParams
+from streamapp.models.families import FAMILIES
 
 #: Seconds per megapixel-step before anything was measured; only their ratios matter for scheduling.
 RATES: Mapping[str, float] = {"sd15": 0.45, "sdxl": 0.6, "sd3": 0.8, "flux": 2.0, "qwen_image": 3.0}
@@ -18,7 +19,9 @@ OVERHEAD = 0.05
 
 def work(params: GenerationParams) -> float:
     """Megapixel-steps of the whole task, classifier-free guidance counted twice."""
-    forwards = 2 if params.guidance > 1 else 1
+    kind = FAMILIES.get(params.family)
+    scale = params.guidance if kind is None or kind.guided else params.true_cfg
+    forwards = 2 if scale > 1 else 1
     return params.drawn.width * params.drawn.height / 1e6 * params.denoised * params.n * forwards
 
 

@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from streamapp.db import LoraRow, ModelRow, NewTask, TaskRow
-from streamapp.engine.errors import EngineError
 from streamapp.engine.job import MAX_CLIP_SKIP, MAX_GUIDANCE, MAX_STEPS
-from streamapp.engine.names import sampler_name
 from streamapp.errors import InvalidRequest, Overloaded, TooLarge
 from streamapp.generation import MAX_FEATHER, MAX_SEED, GenerationParams, LoraRef, Priority, Size, Start
 from streamapp.guarded import GuardedClient, Refused
@@ -29,6 +27,7 @@ from streamapp.recipe import check_provenance
 from streamapp.scheduling.cost import estimate
 from streamapp.settings import Settings
 from streamapp.submit.fallback import clip_skip_of, unless_quarantined, with_fallback
+from streamapp.submit.guidance import guidance_of, sampler_of, steps_left
 from streamapp.submit.inputs import described, fitting, start_of
 from streamapp.submit.weights import Absent, find_fallback, find_loras, find_model
 
@@ -65,6 +64,7 @@ class Submission(BaseModel):
     style: str | None = None
     steps: Steps | None = None
     guidance: Guidance | None = None
+    true_cfg: Guidance | None = None
     sampler: str | None = None
     clip_skip: ClipSkip | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
@@ -202,7 +202,8 @@ def _resolve(asked: Submission, model: ModelRow, loras: Sequence[LoraRow], start
     wanted = asked.size or (_native(traits) if start is None else fitting(start.image))
     size = sizes.fit(wanted, traits, asked.strict_size, model=model.name)
     steps = traits.steps if asked.steps is None else asked.steps
-    _check_steps(steps, start)
+    _check_steps(steps, start, model.family)
+    guidance = guidance_of(asked.guidance, asked.true_cfg, asked.negative, model, traits)
     words = vocabulary_note(model.name, model.traits, asked.text)
     return GenerationParams(
         kind="txt2img" if start is None else "img2img" if start.mask is None else "inpaint",
@@ -217,18 +218,19 @@ def _resolve(asked: Submission, model: ModelRow, loras: Sequence[LoraRow], start
         delivered=size.delivered,
         drawn=size.drawn,
         steps=steps,
-        guidance=traits.guidance if asked.guidance is None else asked.guidance,
-        sampler=_sampler(traits.sampler if asked.sampler is None else asked.sampler),
+        guidance=guidance.scale,
+        true_cfg=guidance.true_cfg,
+        sampler=sampler_of(asked.sampler, model, traits),
         clip_skip=clip_skip_of(asked.clip_skip, traits, model.name),
         seed=secrets.randbelow(MAX_SEED - asked.n + 2) if asked.seed is None else asked.seed,
         n=asked.n,
         start=start,
-        notes=(*size.notes, *([words] if words else [])),
+        notes=(*size.notes, *guidance.notes, *([words] if words else [])),
     )
 
 
-def _check_steps(steps: int, start: Start | None) -> None:
-    if start is not None and int(steps * start.strength) < 1:
+def _check_steps(steps: int, start: Start | None, family: str) -> None:
+    if start is not None and steps_left(steps, start.strength, family) < 1:
         raise InvalidRequest(
             f"strength {start.strength} leaves nothing of {steps} steps to do: give more of either", field="strength"
         )
@@ -243,13 +245,6 @@ def _check_length(params: GenerationParams, settings: Settings) -> None:
 
 def _native(traits: Traits) -> Size:
     return Size(width=traits.native, height=traits.native)
-
-
-def _sampler(name: str) -> str:
-    try:
-        return sampler_name(name)
-    except EngineError as error:
-        raise InvalidRequest(error.message, **error.details) from error
 
 
 def _task(asked: Submission, params: GenerationParams, user: str, runtime: Runtime) -> NewTask:

@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from streamapp.db import LoraRow, ModelRow
-from streamapp.engine.names import sampler_name
 from streamapp.errors import InvalidRequest
 from streamapp.generation import Fallback, GenerationParams
 from streamapp.models import quarantine, sizes
 from streamapp.models.families import Traits, traits_of
 from streamapp.settings import Settings
+from streamapp.submit.guidance import guidance_of, sampler_of
 from streamapp.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def resolve(asked: Submission, params: GenerationParams, row: ModelRow, loras: S
     if row.traits.get("inpainting") and (params.start is None or params.start.mask is None):
         raise InvalidRequest(f"{row.name} is an inpainting model, and there is no mask")
     traits = traits_of(row.family, row.traits)
+    guidance = guidance_of(asked.guidance, asked.true_cfg, asked.negative, row, traits)
     size = sizes.fit(params.delivered, traits, asked.strict_size, model=row.name)
     return Fallback(
         model=row.name,
@@ -86,10 +87,11 @@ def resolve(asked: Submission, params: GenerationParams, row: ModelRow, loras: S
         delivered=size.delivered,
         drawn=size.drawn,
         steps=traits.steps if asked.steps is None else params.steps,
-        guidance=traits.guidance if asked.guidance is None else params.guidance,
-        sampler=sampler_name(traits.sampler) if asked.sampler is None else params.sampler,
+        guidance=guidance.scale,
+        true_cfg=guidance.true_cfg,
+        sampler=sampler_of(asked.sampler, row, traits),
         clip_skip=clip_skip_of(asked.clip_skip, traits, row.name),
-        notes=size.notes,
+        notes=(*size.notes, *guidance.notes),
     )
 
 

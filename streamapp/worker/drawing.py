@@ -42,11 +42,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One finished picture as the engine made it; ``seconds`` by stage (load, encode, denoise, decode)."""
+    """One finished picture as the engine made it; ``seconds`` by stage (load, encode, denoise, decode).
+
+    ``notes`` say what of the request was left out; ``precision`` is that of the denoiser.
+    """
 
     index: int
     picture: Any
     seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    precision: str = "float32"
 
 
 class Drawing(Protocol):

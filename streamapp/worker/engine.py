@@ -113,7 +113,7 @@ class EngineDrawing:
                     yield Progress(sum(shares.values()) / params.n)
                 elif event.kind == "image":
                     left -= 1
-                    yield Drawn(event.index, pixels(event.value), {**event.value.info.get("seconds", {}), **loaded})
+                    yield drawn(event.index, event.value, loaded)
                 elif event.kind == "failed":
                     left = 0
                     raise self._meaning(event.value, task_id)
@@ -241,6 +241,7 @@ def engine_job(order: Order) -> Job:
         height=params.drawn.height,
         num_inference_steps=params.steps,
         guidance_scale=params.guidance,
+        true_cfg_scale=params.true_cfg,
         sampler=params.sampler,
         seed=params.seed,
         num_images=params.n,
@@ -259,6 +260,14 @@ def adapters(named: Iterable[tuple[str, float]]) -> list[LoRA]:
     for name, weight in named:
         weights[name] = weights.get(name, 0.0) + weight
     return [LoRA(name, weight) for name, weight in weights.items()]
+
+
+def drawn(index: int, picture: Picture, loaded: Mapping[str, float]) -> Drawn:
+    """What the engine tells of a picture, in the worker's words; ``loaded`` are seconds of making weights ready."""
+    info = picture.info
+    seconds = {**info.get("seconds", {}), **loaded}
+    precision = str(info.get("precision", "float32"))
+    return Drawn(index, pixels(picture), seconds, tuple(info.get("notes", ())), precision)
 
 
 def pixels(picture: Picture) -> Any:

@@ -144,6 +144,7 @@ def test_a_parked_sample_is_drawn_on_bit_for_bit(sd3: tuple[Any, Path], load: Lo
     [
         ({"sampler": "Euler a"}, "does not draw flow-matching"),
         ({"width": 72}, "multiples of 16"),
+        ({"height": 656}, "sides of at most 640 pixels"),
         ({"clip_skip": 9}, "take 1 to 4"),
     ],
 )

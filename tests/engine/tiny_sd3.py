@@ -60,7 +60,7 @@ def sd3(folder: Path, *, with_t5: bool = True, channels: int = 4, scheduler: dic
         caption_projection_dim=32,
         joint_attention_dim=WIDTH,
         pooled_projection_dim=12 + 8,
-        pos_embed_max_size=24,
+        pos_embed_max_size=40,
     )
     tokenizer_3, encoder_3 = t5() if with_t5 else (None, None)
     kind: Any = diffusers.StableDiffusion3Pipeline

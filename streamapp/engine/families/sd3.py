@@ -18,7 +18,7 @@ from streamapp.engine.adapters import Combination
 from streamapp.engine.clip import Conditioning
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
-from streamapp.engine.mmdit import MMDiTCheckpoint, half, token_ids
+from streamapp.engine.mmdit import TOKEN, MMDiTCheckpoint, half, token_ids
 from streamapp.engine.pipeline_folder import Part, read_parts
 from streamapp.engine.sample import Sample
 
@@ -72,8 +72,12 @@ class StableDiffusion3(MMDiTCheckpoint):
         self._tokenizers = {name: parts[name] for name in (*CLIPS.values(), T5_TOKENIZER)}
 
     def validate(self, job: Any) -> None:
-        """Also: both encoders have the layers that are skipped."""
+        """Also: both encoders have the layers that are skipped, and the transformer has places for the sides."""
         super().validate(job)
+        longest = TOKEN * int(self._transformer.config.pos_embed_max_size)
+        if max(job.width, job.height) > longest:
+            message = f"{job.width}x{job.height}: this checkpoint draws sides of at most {longest} pixels"
+            raise EngineError("invalid_job", message, field="width")
         most = min(int(self._modules[part].config.num_hidden_layers) for part in CLIPS)
         if job.clip_skip > most:
             message = f"clip_skip is {job.clip_skip}, this checkpoint's text encoders take 1 to {most}"
