@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check lint types format chaos bench-pipeline bench-engine servers pocket lock clean
+.PHONY: help venv demo up test check lint types format chaos bench-pipeline bench-engine servers pocket pocket-report lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench-engine: venv  ## what the engine adds to its forwards, into benchmarks/res
 
 pocket: venv  ## train the small model that ships, into the user's cache: some three hours on two cores, stop it at any time
 	@$(PYTHON) -m streamapp.training.pocket $(ARGS)
+
+pocket-report: venv  ## draw the same prompts with the model that ships and the one that was trained, and judge both
+	@$(PYTHON) -m streamapp.training.pocket report $(ARGS)
 
 servers: venv  ## run Kafka, MariaDB and S3 on loopback and print the environment that points at them
 	@$(PYTHON) -m tests.servers up

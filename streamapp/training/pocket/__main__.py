@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from streamapp.training.pocket import data, denoiser, latents, parallel, vae, vocabulary
+from streamapp.training.pocket import classifier, data, denoiser, latents, parallel, styles, vae, vocabulary
 from streamapp.training.pocket.export import export
+from streamapp.training.pocket.report import report
 from streamapp.training.pocket.work import Work, default_folder
 
 #: Steps of the two long stages: a quarter of an hour and two hours on two free cores.
-VAE_STEPS, DENOISER_STEPS = 3000, 20_000
+VAE_STEPS, DENOISER_STEPS = 2200, 20_000
 
 
 def stages(work: Work, processes: int, denoiser_steps: int) -> Mapping[str, Callable[[], object]]:
@@ -23,6 +24,9 @@ def stages(work: Work, processes: int, denoiser_steps: int) -> Mapping[str, Call
         "latents": lambda: latents.encode(work),
         "denoiser": lambda: parallel.run(denoiser.train, processes, work, denoiser_steps),
         "export": lambda: export(work),
+        "styles": lambda: styles.train(work),
+        "classifier": lambda: classifier.train(work),
+        "report": lambda: report(work),
     }
 
 
@@ -33,7 +37,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="that learn together, one thread each (%(default)s)")
     parser.add_argument("--denoiser-steps", type=int, default=DENOISER_STEPS, help="of 32 samples (%(default)s)")
     parser.add_argument("--seed", type=int, default=7, help="of everything drawn by chance (%(default)s)")
-    parser.add_argument("stage", nargs="*", help="data vocabulary vae latents denoiser export; all unless named")
+    parser.add_argument(
+        "stage",
+        nargs="*",
+        help="data vocabulary vae latents denoiser export styles classifier report; all unless named",
+    )
     given = parser.parse_args()
     known = stages(Work(given.work, given.seed), given.processes, given.denoiser_steps)
     unknown = [name for name in given.stage if name not in known]

@@ -85,17 +85,17 @@ def train(rank: int, processes: int, work: Work, steps: int) -> None:
         chance = random.Random(f"{work.seed} denoiser {step} {rank}")
         torch.manual_seed(chance.getrandbits(32))
         numbers, captions = sampler.batch(BATCH // processes, windows, chance)
-        losses, times = _losses(unet, text, latents[numbers], tokens(tokenizer, captions, windows))
-        torch.autograd.backward(losses.mean())
+        found, times = losses(unet, text, latents[numbers], tokens(tokenizer, captions, windows))
+        torch.autograd.backward(found.mean())
         average(list(weights.values()), 1 / processes)
         optimizer.step(step)
         kept.after(step, rank)
         if rank == 0:
-            told.add(step, losses.detach(), times)
+            told.add(step, found.detach(), times)
     kept.done(rank)
 
 
-def _losses(unet: Any, text: Any, clean: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def losses(unet: Any, text: Any, clean: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of each sample, and its time step."""
     count = len(clean)
     noisy = torch.rand(count) < NOISY
