@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,8 @@ OTHER_KINDS = {
 #: Names of adapters with their weights.
 Combination = tuple[tuple[str, float], ...]
 Factors = tuple[torch.Tensor, torch.Tensor]
+#: Gives the tensors of a LoRA's file, by name.
+Tensors = Callable[[], Mapping[str, torch.Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,27 +46,24 @@ class Adapter:
 
 
 def read_adapter(
-    name: str, path: Path, targets: Mapping[str, nn.Module], config: Any, device: str, loader: str
+    name: str, raw: Mapping[str, torch.Tensor], targets: Mapping[str, nn.Module], config: Any, device: str, loader: str
 ) -> Adapter:
-    """Read a safetensors LoRA in any layout that diffusers reads; ``loader`` names its class that knows the family.
+    """The factors of a LoRA file's tensors, in any layout that diffusers reads.
+
+    Args:
+        loader: the class of diffusers that knows the family.
 
     Raises:
-        EngineError: ``load_failed`` for an unreadable file, ``incompatible_lora`` naming the kind or the layer.
+        EngineError: ``incompatible_lora`` naming the kind or the layer.
     """
     from diffusers.loaders import lora_pipeline
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
-    try:
-        raw = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise EngineError("load_failed", f"LoRA {name!r} cannot be read: {error}", lora=name) from error
     for key in raw:
         kind = OTHER_KINDS.get(key.rsplit(".", 1)[-1]) or OTHER_KINDS.get(key.split(".")[-2] if "." in key else "")
         if kind:
             raise EngineError("incompatible_lora", f"LoRA {name!r} is a {kind}, which is not supported", lora=name)
     try:
-        found = getattr(lora_pipeline, loader).lora_state_dict(raw, unet_config=config)
+        found = getattr(lora_pipeline, loader).lora_state_dict(dict(raw), unet_config=config)
     except (ValueError, KeyError, IndexError) as error:
         raise EngineError("incompatible_lora", f"LoRA {name!r} does not fit this family: {error}", lora=name) from error
     # Readers of transformers give no alphas apart: what the file has of them is among the rest.

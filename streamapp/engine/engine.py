@@ -25,6 +25,7 @@ from streamapp.engine.memory import memory_of
 from streamapp.engine.queue import Queue
 from streamapp.engine.sample import Sample, Shared
 from streamapp.engine.tick import MemoryShort, Ticks
+from streamapp.engine.tiers import Budgets
 from streamapp.engine.weights import Weights
 
 
@@ -40,10 +41,12 @@ class Engine(Weights):
         preview_every: ticks of a sample between two ``preview`` events; 0 for none.
         decode_queue: finished samples that wait for their decoding or are in it, from which on none joins a batch;
             0 decodes between ticks instead of beside them.
-        options: passed to every family's ``load``.
+        vram_bytes, ram_bytes: what weights may take in VRAM, and copies of them on the host; None: a share of it,
+            see :mod:`streamapp.engine.tiers`.
+        options: passed to every family's ``read`` and ``build``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (each may be left out)
         self,
         device: str = "cpu",
         dtype: str = "float32",
@@ -53,12 +56,14 @@ class Engine(Weights):
         *,
         preview_every: int = 0,
         decode_queue: int = WAITING,
+        vram_bytes: int | None = None,
+        ram_bytes: int | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self.caps = Caps(max_batch_rows)
         self.clock = clock
         self._queue = Queue(self.caps)
-        super().__init__(Device(device, dtype, threads), options or {})
+        super().__init__(Device(device, dtype, threads), options or {}, Budgets(vram_bytes, ram_bytes))
         self._events: list[Event] = []
         memory = memory_of(device, self._options.get("ledger"))
         #: Makes pictures of finished samples beside the ticks; its ``wake`` is called after each.
@@ -205,6 +210,7 @@ class Engine(Weights):
         self.decoder.close()
         for name in [*self._checkpoints, *self._controls]:
             self.unload(name)
+        self.tiers.clear()
 
     # Schedule.
     def _prepare(self, samples: list[Sample]) -> None:

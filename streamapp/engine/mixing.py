@@ -51,6 +51,13 @@ class Mixer:
         """Memory of the buffers."""
         return sum(layer.bytes for layer in self._layers.values())
 
+    def close(self) -> None:
+        """Leave the component as it was: others will draw with it."""
+        for layer in self._layers.values():
+            layer.hook.remove()
+        self._layers.clear()
+        self._modules.clear()
+
     def attach(self, adapter: Adapter) -> None:
         """Hook the layers an adapter touches (once each)."""
         for name in adapter.parts[self._part]:
@@ -141,7 +148,7 @@ class _Layer:
         self._seen: tuple[int, ...] = ()
         self._rest: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self._conv = module if isinstance(module, nn.Conv2d) else None
-        module.register_forward_hook(self._add if self._conv is None else self._add_conv)
+        self.hook = module.register_forward_hook(self._add if self._conv is None else self._add_conv)
 
     @property
     def bytes(self) -> int:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from streamapp.engine import inputs
-from streamapp.engine.adapters import Adapter, Combination, read_adapter
+from streamapp.engine.adapters import Adapter, Combination, Tensors, read_adapter
 from streamapp.engine.clip import Conditioning, Encodings, Wanted
 from streamapp.engine.decoding import for_decoding, pictures
 from streamapp.engine.digests import digest
@@ -248,12 +247,12 @@ class MMDiTCheckpoint:
         return [self._colours.picture(self._planes(sample)) for sample in samples]
 
     # Adapters.
-    def load_lora(self, name: str, path: Path) -> int:
+    def load_lora(self, name: str, tensors: Tensors) -> int:
         """Keep an adapter's factors on the device."""
         targets = {part: self._modules[part] for part in self._mixers}
         self.unload_lora(name)
         config = self._transformer.config
-        adapter = read_adapter(name, path, targets, config, self._device.name, self.lora_loader)
+        adapter = read_adapter(name, tensors(), targets, config, self._device.name, self.lora_loader)
         for mixer in self._mixers.values():
             mixer.attach(adapter)
         self._adapters[name] = adapter
@@ -291,10 +290,11 @@ class MMDiTCheckpoint:
         return weights + sum(mixer.bytes for mixer in self._mixers.values())
 
     def release(self) -> None:
-        """Drop the weights."""
+        """Drop the weights, and leave their modules as they were: others may draw with them."""
+        for close in (self._stopwatch.close, *(mixer.close for mixer in self._mixers.values())):
+            close()
         self._transformer = self._vae = self._decoder = None
         self._modules.clear()
         self._mixers.clear()
         self._encodings.clear()
         self._adapters.clear()
-        del self._mixer

@@ -21,8 +21,12 @@ class Stopwatch:
         self._cuda = torch.device(device).type == "cuda"
         self._began: Any = None
         self._laps: list[tuple[Any, Any]] = []
-        module.register_forward_pre_hook(self._start)
-        module.register_forward_hook(self._stop)
+        self._hooks = (module.register_forward_pre_hook(self._start), module.register_forward_hook(self._stop))
+
+    def close(self) -> None:
+        """Leave the module as it was."""
+        for hook in self._hooks:
+            hook.remove()
 
     def seconds(self) -> float:
         """Of all forwards since the last call; the device has finished whatever it was given before this returns."""

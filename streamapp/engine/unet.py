@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from streamapp.engine import controls, inputs
-from streamapp.engine.adapters import Adapter, Combination, read_adapter
+from streamapp.engine.adapters import Adapter, Combination, Tensors, read_adapter
 from streamapp.engine.clip import ClipEncoder, Conditioning, Encodings, Wanted
 from streamapp.engine.decoding import decoded, for_decoding
 from streamapp.engine.digests import digest
@@ -226,11 +225,11 @@ class UNetCheckpoint:
         return [self._colours.picture(s.latents * s.schedule.scale[s.step]) for s in samples]
 
     # Adapters.
-    def load_lora(self, name: str, path: Path) -> int:
+    def load_lora(self, name: str, tensors: Tensors) -> int:
         """Keep an adapter's factors on the device."""
         targets = {"unet": self._unet, **{encoder.part: encoder.model for encoder in self._encoders}}
         self.unload_lora(name)
-        adapter = read_adapter(name, path, targets, self._unet.config, self._device.name, self.lora_loader)
+        adapter = read_adapter(name, tensors(), targets, self._unet.config, self._device.name, self.lora_loader)
         for mixer in self._mixers():
             mixer.attach(adapter)
         self._adapters[name] = adapter
@@ -273,12 +272,13 @@ class UNetCheckpoint:
         return weights + sum(mixer.bytes for mixer in self._mixers())
 
     def release(self) -> None:
-        """Drop the weights."""
+        """Drop the weights, and leave their modules as they were: others may draw with them."""
+        for close in (self._stopwatch.close, *(mixer.close for mixer in self._mixers())):
+            close()
         self._unet = self._vae = self._decoder = None
         self._encoders = ()
         self._encodings.clear()
         self._adapters.clear()
-        del self._mixer
 
 
 def _padded(texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from streamapp.engine.families import CONTROLNET, Checkpoint, Device, build, loa
 from streamapp.engine.job import Job
 from streamapp.engine.queue import Queue
 from streamapp.engine.sample import Sample
+from streamapp.engine.tiers import Budgets, Loaded, Source, Tiers
 
 
 class Weights:
@@ -20,7 +21,8 @@ class Weights:
 
     Args:
         device: where they are loaded.
-        options: passed to every family's ``load``.
+        options: passed to every family's ``read`` and ``build``.
+        budgets: bytes that weights may take.
     """
 
     clock: Callable[[], float]
@@ -28,46 +30,106 @@ class Weights:
     decoder: Decoder
     _queue: Queue
 
-    def __init__(self, device: Device, options: Mapping[str, Any]) -> None:
+    def __init__(self, device: Device, options: Mapping[str, Any], budgets: Budgets) -> None:
         self.device = device
+        self.tiers = Tiers(device, budgets)
+        self._sources: dict[str, Source] = {}
         self._options = dict(options)
         self._checkpoints: dict[str, Checkpoint] = {}
         self._controls: dict[str, Any] = {}
 
-    def load(self, name: str, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
+    def load(
+        self,
+        name: str,
+        path: str | Path,
+        family: str | None = None,
+        variant: str | None = None,
+        keep: Collection[str] = (),
+    ) -> Loaded:
         """Load a checkpoint under ``name``; one that is loaded under that name already is replaced when idle.
 
-        Family ``controlnet`` loads a ControlNet, which jobs of every checkpoint that it fits can name as a control.
+        Where VRAM's budget is full, the least recently used checkpoints that nobody draws with go, but for those in
+        ``keep``. Family ``controlnet`` loads a ControlNet, which jobs of every checkpoint that it fits can name.
 
         Raises:
-            EngineError: ``load_failed``, or ``invalid_job`` while samples still use the old one.
+            EngineError: ``load_failed``, ``no_room`` (retryable) while all others are drawn with, or ``invalid_job``
+                while samples still use the old one.
         """
-        options = {**self._options, "variant": variant, "clock": self.clock, "controls": self._controls}
+        began = self.clock()
         self._unused(name)
         if family == CONTROLNET:
             control = load_control(path, self.device)
             self.unload(name)
             self._controls[name] = control
-            return
-        loaded = build(family, read(family, path, self.device, options), self.device, options)
+            return Loaded(name, "disk", control.bytes, self.clock() - began)
+        source = self.tiers.source(path, family, variant)
+        if self._sources.get(name) == source:
+            self._checkpoint(name)
+            return Loaded(name, "vram", 0, self.clock() - began)
+        options = self._about(variant)
+        host, tier = self.tiers.host.get(source, lambda: read(family, path, self.device, options))
         self.unload(name)
-        self._checkpoints[name] = loaded
+        evicted: list[str] = []
+        parts, moved = self.tiers.sets.place(name, host, self._idle(keep), self._evicting(evicted), self._beside())
+        try:
+            self._checkpoints[name] = build(family, parts, self.device, options)
+        except BaseException:
+            self.tiers.sets.drop(name)
+            raise
+        self._sources[name] = source
+        return Loaded(
+            name, "vram" if host.contents and not moved else tier, moved, self.clock() - began, tuple(evicted)
+        )
+
+    def prefetch(self, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
+        """Read a checkpoint into RAM in the background: its :meth:`load` then takes it from there."""
+        source, options = self.tiers.source(path, family, variant), self._about(variant)
+        self.tiers.host.ahead(source, lambda: read(family, path, self.device, options))
+
+    def prefetch_lora(self, path: str | Path) -> None:
+        """Read a LoRA's file into RAM in the background."""
+        self.tiers.host.tensors_ahead(Path(path))
 
     def unload(self, name: str) -> None:
-        """Free a checkpoint or a ControlNet; unknown names are ignored."""
+        """Free a checkpoint or a ControlNet; unknown names are ignored. Its copy in RAM stays while there is room."""
         self._unused(name)
+        self._let_go(name)
+        self.tiers.sets.drop(name)
+
+    def _let_go(self, name: str) -> None:
         self.caps.forget(name)
+        self._sources.pop(name, None)
         for loaded in (self._checkpoints.pop(name, None), self._controls.pop(name, None)):
             if loaded is not None:
                 loaded.release()
 
+    def _evicting(self, evicted: list[str]) -> Callable[[str], None]:
+        def evict(name: str) -> None:
+            evicted.append(name)
+            self._let_go(name)
+
+        return evict
+
+    def _idle(self, keep: Collection[str]) -> list[str]:
+        """Checkpoints that may go, the least recently used first."""
+        busy = {sample.job.model for sample in (*self._queue, *self.decoder.samples)}
+        return [name for name in self._checkpoints if name not in busy and name not in keep]
+
+    def _beside(self) -> int:
+        """Bytes on the device that are no modules of checkpoints: LoRAs and ControlNets."""
+        adapters = sum(sum(checkpoint.adapters.values()) for checkpoint in self._checkpoints.values())
+        return adapters + sum(int(control.bytes) for control in self._controls.values())
+
+    def _about(self, variant: str | None) -> dict[str, Any]:
+        return {**self._options, "variant": variant, "clock": self.clock, "controls": self._controls}
+
     def load_lora(self, name: str, path: str | Path, model: str) -> None:
-        """Keep an adapter ready for jobs of ``model``.
+        """Keep an adapter ready for jobs of ``model``; its file's tensors stay in RAM while there is room.
 
         Raises:
             EngineError: ``incompatible_lora`` naming the layer, ``load_failed`` for an unreadable file.
         """
-        self._checkpoint(model).load_lora(name, Path(path))
+        self._checkpoint(model).load_lora(name, lambda: self.tiers.host.tensors(Path(path)))
 
     def unload_lora(self, name: str) -> None:
         """Forget an adapter everywhere; samples that use it keep their factors until they end."""
@@ -99,6 +161,7 @@ class Weights:
         if found is None:
             known = ", ".join(self._checkpoints) or "none"
             raise EngineError("unknown_model", f"model {name!r} is not loaded; loaded: {known}", field="model")
+        self._checkpoints[name] = self._checkpoints.pop(name)  # the least recently used are first
         return found
 
     def _complete(self, job: Job) -> Checkpoint:
@@ -125,7 +188,7 @@ class Weights:
         if any(name.lower() == each.lower() for sample in self._queue for each in self._named(sample)):
             raise EngineError("invalid_job", f"embedding {name!r} is in use; wait for the jobs that name it")
 
-    def _sizes(self) -> dict[str, dict[str, int]]:
+    def _sizes(self) -> dict[str, dict[str, Any]]:
         """Resident bytes by kind and name."""
         checkpoints = self._checkpoints.values()
         return {
@@ -133,6 +196,7 @@ class Weights:
             "controls": {name: control.bytes for name, control in self._controls.items()},
             "loras": {name: size for c in checkpoints for name, size in c.adapters.items()},
             "embeddings": {name: size for c in checkpoints for name, size in c.embeddings.sizes.items()},
+            "tiers": self.tiers.figures(),
         }
 
     def _unused(self, name: str) -> None:

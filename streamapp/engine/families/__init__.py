@@ -7,7 +7,7 @@ one line here; importing this package imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -72,8 +72,12 @@ class Checkpoint(Protocol):
     def previews(self, samples: Sequence[Sample]) -> list[Any]:
         """Small pictures of unfinished samples; empty for a family that gives none."""
 
-    def load_lora(self, name: str, path: Path) -> int:
-        """Keep an adapter ready under ``name``; its bytes. Raises EngineError naming the layer that does not fit."""
+    def load_lora(self, name: str, tensors: Callable[[], Mapping[str, Any]]) -> int:
+        """Keep an adapter ready under ``name``; its bytes. ``tensors`` reads its file.
+
+        Raises:
+            EngineError: naming the layer that does not fit.
+        """
 
     def unload_lora(self, name: str) -> None:
         """Forget an adapter; unknown names are ignored."""

@@ -1,0 +1,202 @@
+"""The RAM tier: checkpoints and LoRA files as they were read, within a budget of bytes, the least recently used go.
+
+Components that several checkpoints share (the same text encoder or VAE, bit for bit) are kept once. A thread of low
+priority reads ahead what will be needed next, so that the disk is waited for while a batch is drawn. Where there is a
+CUDA device the copies are pinned, so that it fetches them by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from streamapp.engine import components
+from streamapp.engine.tiers import Source, Tier, on_disk, source_of
+from streamapp.engine.weights_file import WeightsFile
+
+#: By how much the thread that reads ahead steps back behind the one that draws.
+NICE = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """One module's weights on the host, or one file's tensors."""
+
+    module: Any
+    architecture: str
+    digest: str
+    bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class LooseTensors:
+    """A file's tensors by name, in memory of their own."""
+
+    by_name: Mapping[str, torch.Tensor]
+
+    @property
+    def bytes(self) -> int:
+        """Of all of them."""
+        return sum(tensor.nbytes for tensor in self.by_name.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Host:
+    """What was read of one source: components as their family takes them, and their contents in the same order.
+
+    ``kept`` says whether this tier holds on to any of it; what it does not may be taken as it is.
+    """
+
+    parts: Any
+    contents: tuple[Content, ...]
+    kept: bool
+
+
+class HostWeights:
+    """See the module. May be called from several threads.
+
+    Args:
+        budget: bytes; what is larger than all of it is read and not kept.
+        pin: whether to page-lock what is kept.
+    """
+
+    def __init__(self, budget: int, *, pin: bool = False) -> None:
+        self.budget = budget
+        self._pin = pin
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Source, Host] = OrderedDict()
+        self._coming: dict[Source, Future[Host]] = {}
+        self._ahead: ThreadPoolExecutor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of everything that is kept, what is shared counted once."""
+        with self._lock:
+            return _bytes(self._kept.values())
+
+    def __contains__(self, source: Source) -> bool:
+        return source in self._kept
+
+    def get(self, source: Source, read: Callable[[], Any]) -> tuple[Host, Tier]:
+        """What a source holds, and where it was; ``read`` gives its components and raises what is wrong with it."""
+        with self._lock:
+            coming = self._coming.get(source)
+        if coming is not None and not coming.cancel():
+            with suppress(Exception):  # whatever it was: it is read again, and raises where it is asked for
+                coming.result()
+        with self._lock:
+            if source in self._kept:
+                self._kept.move_to_end(source)
+                return self._kept[source], "ram"
+        return self._keep(source, read), "disk"
+
+    def tensors(self, path: Path) -> Mapping[str, torch.Tensor]:
+        """The tensors of a LoRA's file, copied: it may be replaced while they are in use (``load_failed``)."""
+        host, _ = self.get(source_of(path, "tensors"), partial(loose, path))
+        return cast(LooseTensors, host.parts).by_name
+
+    def tensors_ahead(self, path: Path) -> None:
+        """Read a LoRA's file in the background."""
+        self.ahead(source_of(path, "tensors"), partial(loose, path))
+
+    def ahead(self, source: Source, read: Callable[[], Any]) -> None:
+        """Read a source in the background, unless it is here or on its way; what is wrong with it is left to others."""
+        with self._lock:
+            if source in self._kept or source in self._coming:
+                return
+            if self._ahead is None:
+                self._ahead = ThreadPoolExecutor(1, "weights-ahead", initializer=_step_back)
+            future = self._coming[source] = self._ahead.submit(self._keep, source, read)
+        future.add_done_callback(lambda _: self._arrived(source))
+
+    def settle(self) -> None:
+        """Wait until nothing is being read ahead."""
+        with self._lock:
+            coming = list(self._coming.values())
+        for future in coming:
+            with suppress(Exception):  # told to whoever asks for the source
+                future.result()
+
+    def clear(self) -> None:
+        """Drop everything; what is being read is waited for."""
+        if self._ahead is not None:
+            self._ahead.shutdown(cancel_futures=True)
+            self._ahead = None
+        with self._lock:
+            self._kept.clear()
+
+    def _arrived(self, source: Source) -> None:
+        with self._lock:
+            self._coming.pop(source, None)
+
+    def _keep(self, source: Source, read: Callable[[], Any]) -> Host:
+        """Read, share what is known, keep it while it fits."""
+        self._make_room(on_disk(source))
+        parts = read()
+        shared = False
+        if isinstance(parts, LooseTensors):
+            contents: tuple[Content, ...] = (Content(parts, "", "", parts.bytes),)
+        else:
+            contents = tuple(self._shared(module) for _, module in components.modules(parts))
+            originals = [module for _, module in components.modules(parts)]
+            instead = {id(was): content.module for was, content in zip(originals, contents, strict=True)}
+            shared = any(id(now) != was for was, now in instead.items())
+            parts = components.exchanged(parts, instead)
+        size = sum({id(content): content.bytes for content in contents}.values())
+        keep = bool(contents) and size <= self.budget
+        if keep:
+            with self._lock:
+                self._kept[source] = Host(parts, contents, kept=True)
+            self._make_room(0)
+        return Host(parts, contents, kept=keep or shared)
+
+    def _shared(self, module: Any) -> Content:
+        """A module's content: a known one's where it is the same."""
+        architecture, digest = components.architecture(module), components.content(module)
+        with self._lock:
+            known = [content for host in self._kept.values() for content in host.contents]
+        for content in known:
+            mine = (content.architecture, content.digest) == (architecture, digest)
+            if mine and components.same(content.module, module):
+                return content
+        size = components.size(module)
+        if self._pin and size <= self.budget:
+            for tensor in chain(module.parameters(), module.buffers()):
+                tensor.data = tensor.data.pin_memory()
+        return Content(module, architecture, digest, size)
+
+    def _make_room(self, size: int) -> None:
+        with self._lock:
+            while self._kept and _bytes(self._kept.values()) + size > self.budget:
+                self._kept.popitem(last=False)
+
+
+def loose(path: Path) -> LooseTensors:
+    """Read every tensor of a file (``load_failed``)."""
+    with WeightsFile(path) as file:
+        found = {name: torch.empty_like(tensor) for name, tensor in file.tensors.items()}
+        file.pour((tensor, file.tensors[name]) for name, tensor in found.items())
+    return LooseTensors(found)
+
+
+def _bytes(hosts: Iterable[Host]) -> int:
+    return sum({id(content): content.bytes for host in hosts for content in host.contents}.values())
+
+
+def _step_back() -> None:
+    """Let whoever draws go first: on Linux priorities belong to threads."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
