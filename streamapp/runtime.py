@@ -20,8 +20,6 @@ from streamapp.db import (
     DeadLetters,
     Delivery,
     Inputs,
-    LoraRow,
-    ModelRow,
     Registry,
     Tasks,
     open_database,
@@ -29,11 +27,10 @@ from streamapp.db import (
 )
 from streamapp.errors import Unavailable
 from streamapp.models import catalogue
-from streamapp.models.cache import DiskCache, Kind
+from streamapp.models.cache import DiskCache, Kind, in_memory
 from streamapp.models.fetching import Fetches
 from streamapp.models.referenced import References
 from streamapp.models.shared import SharedWeights
-from streamapp.models.verified import note_weights
 from streamapp.outbox import Outbox, open_outbox
 from streamapp.settings import Settings
 from streamapp.storage import Storage, open_storage
@@ -44,7 +41,7 @@ from streamapp.worker.status import StatusWriter
 if TYPE_CHECKING:
     from streamapp.app import StreamApp
     from streamapp.worker.loading import Watch
-    from streamapp.worker.pictures import Bring, Orders
+    from streamapp.worker.pictures import Orders
     from streamapp.worker.preparing import Preparing
     from streamapp.worker.worker import Worker
 
@@ -120,13 +117,10 @@ async def open_runtime(app: StreamApp) -> Runtime:
     await storage.start()
     clock = await _open_clock(database)
     tasks, delivery, claims = Tasks(database), Delivery(database), Claims(database)
-    shelf, cache = _open_shelf(app, registry, tasks)
     shared = SharedWeights(storage, delivery) if settings.common_storage else None
-    bring = None if shared is None else partial(_bring, settings, cache, shared)
+    shelf, cache = _open_shelf(app, registry, tasks, shared)
     fetches = Fetches(settings, registry, cache, changed=shelf.forget, shared=shared)
-    worker, preparing = _open_work(
-        app, claims=claims, registry=registry, storage=storage, clock=clock, bring=bring, fetches=fetches
-    )
+    worker, preparing = _open_work(app, claims=claims, registry=registry, storage=storage, clock=clock, fetches=fetches)
     return Runtime(
         settings=settings,
         role=app.role,
@@ -172,18 +166,19 @@ async def _open_clock(database: Database) -> Clock:
     return clock
 
 
-def _open_shelf(app: StreamApp, registry: Registry, tasks: Tasks) -> tuple[Shelf, DiskCache]:
+def _open_shelf(
+    app: StreamApp, registry: Registry, tasks: Tasks, shared: SharedWeights | None
+) -> tuple[Shelf, DiskCache]:
     shelf, resident = Shelf(registry), partial(_resident, app)
-    return shelf, DiskCache(app.settings, registry, wanted=tasks.naming, resident=resident, changed=shelf.forget)
+    elsewhere = None if shared is None else shared.has
+    return shelf, DiskCache(
+        app.settings, registry, wanted=tasks.naming, resident=resident, changed=shelf.forget, elsewhere=elsewhere
+    )
 
 
 def _resident(app: StreamApp) -> set[tuple[Kind, str]]:
     """What live workers hold in memory, by what they say of themselves."""
-    found: set[tuple[Kind, str]] = set()
-    for state in read_models.lora_state(app).values():
-        found |= {("model", name) for name, tier in state["checkpoints"].items() if tier != "disk"}
-        found |= {("lora", name) for name, tier in state["loras"].items() if tier != "disk"}
-    return found
+    return in_memory(read_models.lora_state(app).values())
 
 
 async def _open_database(settings: Settings) -> tuple[Database, Registry]:
@@ -197,20 +192,6 @@ async def _open_database(settings: Settings) -> tuple[Database, Registry]:
     return database, registry
 
 
-async def _bring(settings: Settings, cache: DiskCache, shared: SharedWeights, row: ModelRow | LoraRow) -> bool:
-    """Weights that another host fetched, or that were uploaded there."""
-    if not row.path.endswith(".safetensors"):
-        return False  # a folder: only single files are shared
-    try:
-        path = catalogue.place_of(row, settings)
-        found = await shared.bring(row, path, partial(cache.reserve, row.digest))
-        if found:
-            await asyncio.to_thread(note_weights, row, path, catalogue.notes_root(settings))
-        return found
-    finally:
-        cache.release(row.digest)
-
-
 def _open_work(
     app: StreamApp,
     *,
@@ -218,7 +199,6 @@ def _open_work(
     registry: Registry,
     storage: Storage,
     clock: Clock,
-    bring: Bring | None,
     fetches: Fetches,
 ) -> tuple[Worker, Preparing] | tuple[None, None]:
     """The worker, and what makes its weights ready; imported here, because the web role has neither."""
@@ -228,14 +208,14 @@ def _open_work(
     from streamapp.worker.pictures import Orders
     from streamapp.worker.preparing import Preparing
 
-    orders = Orders(app.settings, registry, Inputs(registry.database), storage, bring)
+    orders = Orders(app.settings, registry, Inputs(registry.database), storage, fetches.bring)
     worker = _open_worker(app, claims, orders, storage, clock, Watch(registry, orders.forget))
     preparing = Preparing(
         app.settings,
         registry,
         worker.drawing,
         checkpoint=orders.checkpoint,
-        bring=bring,
+        bring=fetches.bring,
         pull=fetches.once,
         loaded=worker.loaded,
     )

@@ -113,14 +113,34 @@ async def _pull(registry: Registry, settings: Settings, reference: str, name: st
     from streamapp.models.fetching import Fetches
     from streamapp.models.shared import open_shared
 
-    cache = DiskCache(settings, registry, wanted=Tasks(registry.database).naming)
+    resident = await _resident()
     async with open_shared(settings, Delivery(registry.database)) as shared:
+        cache = DiskCache(
+            settings,
+            registry,
+            wanted=Tasks(registry.database).naming,
+            resident=lambda: resident,
+            elsewhere=None if shared is None else shared.has,
+        )
         fetches = Fetches(settings, registry, cache, shared=shared)
         try:
             with _bar(reference) as seen:
                 return await fetches.once(reference, name, seen)
         finally:
             await fetches.close()
+
+
+async def _resident() -> set[tuple[Kind, str]]:
+    """What the workers of a running service hold in memory; nothing where none runs."""
+    from streamapp.cli.connect import open_client
+    from streamapp.errors import AppError
+    from streamapp.models.cache import in_memory
+
+    try:
+        async with open_client(None, timeout_s=3.0) as client:
+            return in_memory((await client.status())["lora_state"].values())
+    except AppError:
+        return set()
 
 
 async def _pin(registry: Registry, kind: Kind, name: str, *, pinned: bool) -> None:

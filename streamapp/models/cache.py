@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from streamapp.db.rows import EVICTED, LoraRow, ModelRow
 from streamapp.errors import AppError
-from streamapp.models.catalogue import LOCAL, delete_files, locate
+from streamapp.models.catalogue import LOCAL, delete_files, locate, models_root, notes_root
 from streamapp.models.download import NoSpace
+from streamapp.models.partial import arriving_bytes
+from streamapp.models.verified import used_at
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 
@@ -26,7 +28,7 @@ Kind = Literal["model", "lora"]
 #: Traits of a row: never evicted; what a pull was asked for.
 PINNED, PULLED_FROM = "pinned", "pulled_from"
 __all__ = ["EVICTED", "PINNED", "PULLED_FROM", "DiskCache", "Held", "Kind", "Resident", "Rows", "Wanted"]
-__all__ += ["kind_of", "marked", "save"]
+__all__ += ["in_memory", "kind_of", "mark", "marked", "save"]
 
 
 class Rows(Protocol):
@@ -44,16 +46,30 @@ class Rows(Protocol):
     async def add_lora(self, row: LoraRow) -> None:
         """Insert or replace by name and version."""
 
+    async def edit(self, row: Row, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> bool:
+        """Change the traits of a row as they are at this moment; ``False`` when it is gone."""
+
 
 #: Whether a queued or running task names a model or LoRA.
 Wanted = Callable[[Kind, str], Awaitable[bool]]
 #: Names of models and LoRAs that workers hold in memory, as far as this process knows.
 Resident = Callable[[], Collection[tuple[Kind, str]]]
+#: Whether other hosts can give a file back to this one.
+Elsewhere = Callable[[Row], Awaitable[bool]]
 
 
 def kind_of(row: Row) -> Kind:
     """Which table a row is of."""
     return "lora" if isinstance(row, LoraRow) else "model"
+
+
+def in_memory(states: Collection[Mapping[str, Mapping[str, str]]]) -> set[tuple[Kind, str]]:
+    """What workers hold in memory, from what each says of its ``checkpoints`` and ``loras`` (name to tier)."""
+    found: set[tuple[Kind, str]] = set()
+    for state in states:
+        found |= {("model", name) for name, tier in state["checkpoints"].items() if tier != "disk"}
+        found |= {("lora", name) for name, tier in state["loras"].items() if tier != "disk"}
+    return found
 
 
 async def save(registry: Rows, row: Row) -> None:
@@ -63,8 +79,17 @@ async def save(registry: Rows, row: Row) -> None:
 
 def marked(row: Row, trait: str, value: bool) -> Row:
     """The row with a trait set, or without it."""
-    rest = {name: kept for name, kept in row.traits.items() if name != trait}
-    return replace(row, traits={**rest, trait: True} if value else rest)
+    return replace(row, traits=_marked(row.traits, trait, value))
+
+
+async def mark(registry: Rows, row: Row, trait: str, value: bool) -> None:
+    """Set a trait of a registered row, or take it away; what others have noted meanwhile stays."""
+    await registry.edit(row, lambda traits: _marked(traits, trait, value))
+
+
+def _marked(traits: Mapping[str, Any], trait: str, value: bool) -> dict[str, Any]:
+    rest = {name: kept for name, kept in traits.items() if name != trait}
+    return {**rest, trait: True} if value else rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +108,11 @@ class Held:
 
 
 class DiskCache:
-    """Keeps what lies in the models folder within ``models_max_bytes``; without that setting it evicts nothing."""
+    """Keeps what lies in the models folder within ``models_max_bytes``; without that setting it evicts nothing.
+
+    ``elsewhere`` says whether a host that lacks a file gets it from the others: then it goes from this disk alone, and
+    its row stays as it is.
+    """
 
     def __init__(
         self,
@@ -93,14 +122,17 @@ class DiskCache:
         wanted: Wanted,
         resident: Resident = lambda: (),
         changed: Callable[[], None] = lambda: None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self._settings, self._registry = settings, registry
-        self._wanted, self._resident, self._changed = wanted, resident, changed
+        self._wanted, self._resident, self._changed, self._elsewhere = wanted, resident, changed, elsewhere
         self._lock = asyncio.Lock()
-        self._promised: dict[object, int] = {}
+        self._promised: dict[object, tuple[int, Path | None]] = {}
 
-    async def reserve(self, holder: object, size: int) -> list[Row]:
+    async def reserve(self, holder: object, size: int, *, target: Path | None = None) -> list[Row]:
         """Make room for ``size`` bytes and keep it for ``holder`` until :meth:`release`; the rows that were evicted.
+
+        ``target`` is where they will lie: what has arrived of them already needs no room of its own.
 
         Raises:
             NoSpace: what may be evicted does not suffice; nothing was evicted then.
@@ -110,13 +142,16 @@ class DiskCache:
             return []
         async with self._lock:
             held = await self._held()
-            others = sum(promised for of, promised in self._promised.items() if of != holder)
-            used = sum(one.size for one in held) + others
+            others = {of: promise for of, promise in self._promised.items() if of != holder}
+            targets = (target, *(path for _, path in others.values()))
+            known = {path for path in targets if path is not None}
+            arriving = await asyncio.to_thread(arriving_bytes, models_root(self._settings), known)
+            used = sum(one.size for one in held) + sum(promised for promised, _ in others.values()) + arriving
             evicted: list[Row] = []
             if used + size > limit:
                 for one in await self._choose(held, used + size - limit, size):
                     evicted += await self._evict(one)
-            self._promised[holder] = size
+            self._promised[holder] = (size, target)
             return evicted
 
     def release(self, holder: object) -> None:
@@ -152,13 +187,14 @@ class DiskCache:
 
     async def _evict(self, one: Held) -> list[Row]:
         """Mark first, so that no new task can name it, then look whether one just did, then delete."""
-        for row in one.rows:
-            await save(self._registry, marked(row, EVICTED, value=True))
-        self._changed()
-        if await self._named(one):
+        if self._elsewhere is None or not await self._elsewhere(one.rows[0]):
             for row in one.rows:
-                await save(self._registry, marked(row, EVICTED, value=False))
-            return []
+                await mark(self._registry, row, EVICTED, value=True)
+            self._changed()
+            if await self._named(one):
+                for row in one.rows:
+                    await mark(self._registry, row, EVICTED, value=False)
+                return []
         await asyncio.to_thread(delete_files, one.rows[0], self._settings)
         log.info(
             "weights made room", action="evicted", names=[row.name for row in one.rows], bytes=one.size
@@ -171,7 +207,11 @@ class DiskCache:
 
 
 def _on_disk(rows: Sequence[Row], settings: Settings) -> list[Held]:
-    """What the rows have in the models folder; ``used_at`` of what was never used is when it came."""
+    """What the rows have in the models folder; ``used_at`` of what was never used is when it came.
+
+    What was noted on this host counts before what the row says, which is when any host used it.
+    """
+    notes = notes_root(settings)
     by_path: dict[Path, list[Row]] = defaultdict(list)
     for row in rows:
         if row.source != LOCAL:
@@ -185,7 +225,7 @@ def _on_disk(rows: Sequence[Row], settings: Settings) -> list[Held]:
             path,
             tuple(sharing),
             max(row.size for row in sharing),
-            max(int(path.stat().st_mtime * 1000), *(row.last_used_at or 0 for row in sharing)),
+            used_at(path, notes) or max(int(path.stat().st_mtime * 1000), *(row.last_used_at or 0 for row in sharing)),
         )
         for path, sharing in by_path.items()
     ]

@@ -12,7 +12,8 @@ from typing import Any, Literal, Protocol
 
 from streamapp.db.rows import LoraRow, ModelRow
 from streamapp.errors import AppError, InvalidRequest, Overloaded
-from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, DiskCache, Rows, kind_of, marked, save
+from streamapp.models.bringing import Bringing
+from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, DiskCache, Rows, kind_of, mark, marked, save
 from streamapp.models.catalogue import locate, models_root, notes_root, place_of
 from streamapp.models.digest import identify
 from streamapp.models.download import Fetched
@@ -92,6 +93,8 @@ class Fetches:
         self._stack = AsyncExitStack()
         self._sites: Sites | None = None
         self._opening = asyncio.Lock()
+        #: What a worker lacks, without any word to the registry.
+        self.bring = Bringing(settings, cache, shared, self.sites)
 
     def all(self) -> list[Fetch]:
         """Every fetch that is remembered, the newest first."""
@@ -145,6 +148,7 @@ class Fetches:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.bring.close()
         await self._stack.aclose()
 
     async def _source(self, text: str, name: str | None) -> tuple[str, str | None]:
@@ -195,7 +199,7 @@ class Fetches:
                         return here
                 size = offer.file.size or offer.about or 0
                 fetch.total = size or None
-                await self._cache.reserve(fetch.id, size)
+                await self._cache.reserve(fetch.id, size, target=target_of(self._settings, offer))
                 if self._shared is None or offer.file.digest is None:
                     return None
                 await held.enter_async_context(self._shared.turn(offer.file.digest))
@@ -227,7 +231,7 @@ class Fetches:
         await save(self._registry, row)
         for one in same:
             if one.path == row.path and one.traits.get(EVICTED) and (one.name, one.version) != (row.name, row.version):
-                await save(self._registry, marked(one, EVICTED, value=False))
+                await mark(self._registry, one, EVICTED, value=False)
         self._changed()
         return row
 

@@ -11,6 +11,18 @@ from pathlib import Path
 POLL = 0.1
 
 
+def is_locked(target: Path) -> bool:
+    """Whether some process holds ``TARGET.lock`` at this moment."""
+    try:
+        with target.with_name(f"{target.name}.lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
 @asynccontextmanager
 async def locked(target: Path) -> AsyncIterator[None]:
     """Hold ``TARGET.lock``; others wait, and a killed holder lets go.

@@ -5,14 +5,48 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import orjson
 
+from streamapp.models.locks import is_locked
+
+#: Seconds after which a part that nobody goes on with is of no use.
+STALE = 24 * 3600.0
 BLOCK = 4 * 1024**2
 RANGE = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<total>\d+|\*)\Z")
+
+
+def arriving_bytes(root: Path, known: Collection[Path]) -> int:
+    """Bytes that unfinished files below ``root`` have, or will have, but for those of the targets ``known``.
+
+    What nobody has written to for a day, and nobody is writing, is deleted: it only fills the disk. Blocks.
+    """
+    total = 0
+    for part in root.rglob("*.part"):
+        target = part.with_suffix("")
+        if target in known:
+            continue
+        with suppress(FileNotFoundError):
+            if time.time() - part.stat().st_mtime > STALE and not is_locked(target):
+                part.unlink()
+                part.with_name(f"{part.name}.json").unlink(missing_ok=True)
+                continue
+            total += max(part.stat().st_size, _announced(part))
+    return total
+
+
+def _announced(part: Path) -> int:
+    """How long the file will be, as far as its note tells."""
+    try:
+        note = orjson.loads(part.with_name(f"{part.name}.json").read_bytes())
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return 0
+    return int(note.get("total") or 0) if isinstance(note, dict) else 0
 
 
 class Partial:

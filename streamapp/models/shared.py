@@ -131,6 +131,13 @@ class SharedWeights:
         log.info("weights taken from the fleet's copy", action="shared_taken", digest=digest[:10], bytes=part.size)
         return Fetched(target, digest, part.size, seconds, resumed)
 
+    async def has(self, row: Weights) -> bool:
+        """Whether the fleet has a copy; a storage that does not answer has none for now."""
+        try:
+            return bool(row.digest) and await self._storage.head(weights_key(row.digest)) is not None
+        except Unavailable:
+            return False
+
     async def bring(self, row: Weights, target: Path, room: Callable[[int], Awaitable[object]]) -> bool:
         """Have the weights of a row here too, ``room`` made for their bytes; ``False``: the fleet has no copy."""
         async with self.turn(row.digest):

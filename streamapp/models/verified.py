@@ -7,6 +7,8 @@ true then. A load compares them; where they differ, or nothing was noted, every 
 from __future__ import annotations
 
 import hashlib
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -73,6 +75,20 @@ def note_weights(row: Named, path: Path, notes: Path) -> None:
     new = place.with_name(f"{place.name}.new")
     new.write_bytes(orjson.dumps({"digest": row.digest, "files": _stamps(path)}))
     new.replace(place)
+
+
+def note_use(path: Path, notes: Path) -> None:
+    """Note that the weights are used on this host now; costs nothing where nothing is noted about them. Blocks."""
+    with suppress(FileNotFoundError):
+        os.utime(_place(path, notes))
+
+
+def used_at(path: Path, notes: Path) -> int | None:
+    """When they were last used, verified or fetched on this host, in ms; ``None`` when nobody noted it. Blocks."""
+    try:
+        return int(_place(path, notes).stat().st_mtime * 1000)
+    except FileNotFoundError:
+        return None
 
 
 def _noted(row: Named, path: Path, notes: Path) -> bool:

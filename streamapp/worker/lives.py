@@ -21,10 +21,13 @@ from streamapp.worker.backlog import Backlog, Job
 from streamapp.worker.claimed import Claimed, Counts, Why
 from streamapp.worker.drawing import LOADED, EngineCrashed, Progress
 from streamapp.worker.finisher import Finisher
+from streamapp.worker.loading import WeightsComing
 from streamapp.worker.parts import Parts
 
 log = get_logger(__name__)
 LONGEST_DELAY = 5.0
+#: Seconds after which a task is looked at again whose weights are on their way to this host.
+COMING = 2.0
 
 
 class Lives:
@@ -72,6 +75,9 @@ class Lives:
                 await self._stopped(claimed)
             except EngineCrashed as error:
                 await self._crashed(claimed, error)
+            except WeightsComing as error:
+                log.info(error.message, action="weights_coming")
+                await self._hand_back(claimed, COMING)
             except AppError as error:
                 if self.parts.watch is not None:
                     await self.parts.watch.failed(error)
@@ -240,11 +246,14 @@ class Lives:
                 job.alone = False
         self.suspects.clear()
 
-    async def _hand_back(self, claimed: Claimed) -> None:
-        """Give the claim up without counting an attempt; the job stays here and may join again."""
+    async def _hand_back(self, claimed: Claimed, rest: float = 0.0) -> None:
+        """Give the claim up without counting an attempt; the job stays here and may join again, ``rest`` s later."""
         claimed.ending = True
         await self.patiently(lambda: self.claims.hand_back({claimed.row.id: claimed.token}))
-        self.backlog.wait(claimed.job)
+        if rest:
+            self.backlog.hold(claimed.job, time.monotonic() + rest)
+        else:
+            self.backlog.wait(claimed.job)
 
     async def _stopped(self, claimed: Claimed) -> None:
         if claimed.why is Why.CANCEL:

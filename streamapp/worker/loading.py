@@ -32,6 +32,13 @@ class LoadFailed(AppError):
         self.retryable = not isinstance(cause, DamagedWeights)
 
 
+class WeightsComing(AppError):
+    """What a task names is on its way to this host; other tasks go on meanwhile."""
+
+    code = "weights_coming"
+    retryable = True
+
+
 @contextmanager
 def loading(row: Row) -> Iterator[None]:
     """Raise what fails inside as :class:`LoadFailed`, unless it is no failure of these weights."""

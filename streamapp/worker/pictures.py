@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,22 +13,26 @@ from streamapp.clock import Clock
 from streamapp.db import ImageRow, Inputs, LoraRow, ModelRow, Registry, TaskRow
 from streamapp.errors import NotFound
 from streamapp.models import quarantine
-from streamapp.models.catalogue import locate
+from streamapp.models.catalogue import locate, notes_root
+from streamapp.models.verified import note_use
 from streamapp.postprocess import Encoded, finish_picture
 from streamapp.recipe import Origin, image_recipe, image_seed
 from streamapp.settings import Settings
 from streamapp.storage import Storage, image_key
 from streamapp.worker.drawing import Drawn, Order
 from streamapp.worker.inputs import fetch, restored
+from streamapp.worker.loading import WeightsComing
 from streamapp.worker.spool import Spool
 
 #: Seconds for which a registry row is not asked for again; a row of one name and version does not change.
 FRESH = 10.0
 KEPT = 512
+#: Seconds that a claimed task waits for weights to come to this host before it makes room for others.
+MOMENT = 1.0
 R = TypeVar("R", ModelRow, LoraRow)
 
 
-#: Brings the weights of a row to this host; False: nobody else has them either.
+#: Brings the weights of a row to this host, on and on also when its caller does not wait; False: nobody else has them.
 Bring = Callable[[ModelRow | LoraRow], Awaitable[bool]]
 
 
@@ -50,8 +55,9 @@ class Orders:
 
         Raises:
             Quarantined: the model or a LoRA failed to load too often.
-            NotFound: the model or a LoRA is not registered any more, or its file is neither here nor shared; or the
-                picture that it starts from is gone.
+            NotFound: the model or a LoRA is not registered any more, or its file cannot be had; or the picture that it
+                starts from is gone.
+            WeightsComing: its file is on its way to this host.
             Unavailable: the database or the storage does not answer.
         """
         model, path = await self._model(row.params.model)
@@ -61,12 +67,14 @@ class Orders:
         return Order(row, model, path, tuple(loras), files)
 
     async def checkpoint(self, name: str) -> tuple[ModelRow, Path]:
-        """A checkpoint and where it lies on this host.
+        """A checkpoint and where it lies on this host, waiting for it to come as long as it comes.
 
         Raises:
             NotFound: see :meth:`__call__`.
         """
-        return await self._model(name)
+        while True:
+            with suppress(WeightsComing):
+                return await self._model(name)
 
     def forget(self, name: str) -> None:
         """Read the row of a name anew: it was just changed."""
@@ -106,13 +114,31 @@ class Orders:
         try:
             path = await asyncio.to_thread(locate, row, self._settings)
         except NotFound:
-            if self._bring is None or not await self._bring(row):
-                raise
+            await self._fetched(row)
             path = await asyncio.to_thread(locate, row, self._settings)
         if len(table) >= KEPT:
             table.clear()
         table[name] = (time.monotonic(), row, path)
+        await asyncio.to_thread(note_use, path, notes_root(self._settings))
         return row, path
+
+    async def _fetched(self, row: ModelRow | LoraRow) -> None:
+        """Have a file brought to this host that is not here: in a moment, or in the background.
+
+        Raises:
+            WeightsComing: it takes longer.
+            NotFound: it cannot be had.
+        """
+        try:
+            async with asyncio.timeout(MOMENT):
+                found = self._bring is not None and await self._bring(row)
+        except TimeoutError:
+            raise WeightsComing(f"{row.name} is being brought to this host", name=row.name) from None
+        if not found:
+            raise NotFound(
+                f"{row.name}: its weights are not at {row.path} on this machine, and cannot be fetched; add them again",
+                name=row.name,
+            )
 
 
 class Publisher:
