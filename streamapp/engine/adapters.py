@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 
 from streamapp.engine.digests import digest
 from streamapp.engine.errors import EngineError
+from streamapp.engine.sample import Sample
 
 #: Layouts whose effect is not a plain low-rank product: drawn with the code below they would be wrong, not missing.
 OTHER_KINDS = {
@@ -76,6 +77,12 @@ def read_adapter(
         raise EngineError("incompatible_lora", f"LoRA {name!r} has no layer of this family", lora=name)
     size = sum(t.numel() * t.element_size() for part in parts.values() for pair in part.values() for t in pair)
     return Adapter(name, parts, size)
+
+
+def hold(sample: Sample, adapters: Mapping[str, Adapter]) -> None:
+    """Have a sample keep its adapters alive until it ends."""
+    for name, _ in sample.adapters:
+        sample.shared.get(("LoRA", name), partial(adapters.__getitem__, name))
 
 
 def _part(state: Mapping[str, Any], part: str) -> dict[str, Any]:

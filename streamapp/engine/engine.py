@@ -137,6 +137,7 @@ class Engine(Weights):
         sample = found.sample
         checkpoint = self._complete(sample.job)
         parked.check(found.identity, self._identity(sample))
+        checkpoint.hold(sample)
         here = [(other.job_id, other.index) for other in (*self._queue, *self.decoder.samples)]
         if (sample.job_id, sample.index) in here:
             raise EngineError("invalid_job", f"image {sample.index} of job {sample.job_id!r} is being drawn already")
@@ -229,6 +230,7 @@ class Engine(Weights):
                 self._prepare([sample])
             return
         for sample in samples:
+            checkpoint.hold(sample)
             sample.key = (sample.job.model, *checkpoint.key(sample))
             sample.spent("encode", self.clock() - began)
             self._queue.ready(sample)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -32,6 +33,7 @@ class Mixer:
 
     Attributes:
         written: bytes of factors that were written to buffers so far.
+        lingering: unloaded adapters that samples still hold.
     """
 
     def __init__(self, part: str, target: nn.Module) -> None:
@@ -42,7 +44,7 @@ class Mixer:
         self._rows: tuple[Combination, ...] = ()
         self._asked: tuple[Combination, ...] = ()
         self._order: list[int] = []
-        self._lingering: dict[str, Adapter] = {}
+        self.lingering: WeakValueDictionary[str, Adapter] = WeakValueDictionary()
         self._switch = _Switch()
         self.written = 0
 
@@ -64,10 +66,10 @@ class Mixer:
             if name not in self._layers:
                 self._layers[name] = _Layer(self._modules[name], self._switch)
 
-    def forget(self, adapter: str) -> None:
-        """An adapter was unloaded; rows of the running batch keep it until they end."""
+    def forget(self, adapter: Adapter) -> None:
+        """An adapter was unloaded; samples that hold it are drawn with it until they end."""
         self._rows = ()
-        self._lingering = {a.name: a for content in self._held for a, _ in content if a.name == adapter}
+        self.lingering[adapter.name] = adapter
 
     def arrange(self, rows: Sequence[Combination]) -> list[int] | None:
         """The order of a batch's rows that leaves most of the buffers as they are, rows with adapters first.
@@ -98,13 +100,13 @@ class Mixer:
         """The combination of each row of the forwards that follow; none: they run without.
 
         Raises:
-            KeyError: a row names an adapter that was never there.
+            KeyError: a row names an adapter that is not there, and that nobody holds.
         """
         self._switch.on = any(rows)
         if not self._switch.on or tuple(rows) == self._rows:
             return
         wanted: list[Content] = [
-            tuple((adapters.get(name) or self._lingering[name], weight) for name, weight in row) for row in rows
+            tuple((adapters.get(name) or self.lingering[name], weight) for name, weight in row) for row in rows
         ]
         while not wanted[-1]:
             wanted.pop()

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from streamapp.engine import inputs
-from streamapp.engine.adapters import Adapter, Combination, Tensors, read_adapter
-from streamapp.engine.clip import Conditioning, Encodings, Wanted
-from streamapp.engine.decoding import for_decoding, pictures
-from streamapp.engine.digests import digest
+from streamapp.engine.adapted import AdaptedCheckpoint
+from streamapp.engine.adapters import Combination
+from streamapp.engine.clip import Conditioning, Wanted
+from streamapp.engine.decoding import pictures
 from streamapp.engine.embeddings import Embeddings
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
@@ -28,8 +28,7 @@ from streamapp.engine.pictures import results
 from streamapp.engine.previews import Colours
 from streamapp.engine.prompts import plain
 from streamapp.engine.sample import Sample
-from streamapp.engine.solver import Batch, Schedule
-from streamapp.engine.stopwatch import Stopwatch
+from streamapp.engine.solver import Schedule
 
 #: Pixels of a side per image token: the VAE reduces by eight, the transformer takes patches of two by two.
 TOKEN = 16
@@ -48,7 +47,7 @@ def token_ids(tokenizer: Any, texts: Sequence[str], length: int) -> torch.Tensor
     return ids
 
 
-class MMDiTCheckpoint:
+class MMDiTCheckpoint(AdaptedCheckpoint):
     """A loaded checkpoint.
 
     Args:
@@ -57,9 +56,6 @@ class MMDiTCheckpoint:
         scheduler: the checkpoint's own configuration.
     """
 
-    family = ""
-    #: diffusers' reader of this family's LoRA files.
-    lora_loader = ""
     #: Whether layers of its text encoders can be skipped.
     skips = False
 
@@ -72,21 +68,10 @@ class MMDiTCheckpoint:
         vae: Any,
         scheduler: Mapping[str, Any],
     ) -> None:
-        self._modules = {**texts, "transformer": transformer, "vae": vae}
-        for module in self._modules.values():
-            module.to(device.name).eval().requires_grad_(False)
-        self._device = device
-        self._transformer, self._vae, self._dtype = transformer, vae, transformer.dtype
-        self._decoder = for_decoding(vae)
-        self._scheduler = dict(scheduler)
-        self._stopwatch = Stopwatch(transformer, device.name)
-        self._batch = Batch()
-        self._digest: str | None = None
-        self._colours: Colours | None = None
-        self._adapters: dict[str, Adapter] = {}
-        self._mixers = {part: Mixer(part, self._modules[part]) for part in ("transformer", *heard)}
-        self._mixer = self._mixers["transformer"]
-        self._encodings = Encodings()
+        modules = {**texts, "transformer": transformer, "vae": vae}
+        mixers = {part: Mixer(part, modules[part]) for part in ("transformer", *heard)}
+        super().__init__(device, modules, mixers, scheduler)
+        self._transformer = transformer
         self.embeddings = Embeddings(self.family, {})
 
     # What a family says.
@@ -229,15 +214,11 @@ class MMDiTCheckpoint:
         self._batch.finish(model)
         inputs.blend(samples)
 
-    def forward_s(self) -> float:
-        """Of the transformer since the last call; waits for the device."""
-        return self._stopwatch.seconds()
-
     @torch.inference_mode()
     def decode(self, samples: Sequence[Sample], tiled: bool = False) -> list[Any]:
         """Latents to pictures; a sample that is not finite gives an error."""
-        made, precision = partial(self._pixels, self._decoder), str(self._dtype).removeprefix("torch.")
-        return results(lambda s, part: made(self._planes(s)[None], part)[0].float(), samples, precision, tiled)
+        made = partial(self._pixels, self._decoder)
+        return results(lambda s, part: made(self._planes(s)[None], part)[0].float(), samples, self.precision, tiled)
 
     @torch.inference_mode()
     def previews(self, samples: Sequence[Sample]) -> list[Any]:
@@ -246,55 +227,7 @@ class MMDiTCheckpoint:
             self._colours = Colours(partial(self._pixels, self._vae), inputs.channels(self._vae), self._device.name)
         return [self._colours.picture(self._planes(sample)) for sample in samples]
 
-    # Adapters.
-    def load_lora(self, name: str, tensors: Tensors) -> int:
-        """Keep an adapter's factors on the device."""
-        targets = {part: self._modules[part] for part in self._mixers}
-        self.unload_lora(name)
-        config = self._transformer.config
-        adapter = read_adapter(name, tensors(), targets, config, self._device.name, self.lora_loader)
-        for mixer in self._mixers.values():
-            mixer.attach(adapter)
-        self._adapters[name] = adapter
-        return adapter.bytes
-
-    def unload_lora(self, name: str) -> None:
-        """Forget an adapter and what was encoded with it."""
-        if self._adapters.pop(name, None) is None:
-            return
-        for mixer in self._mixers.values():
-            mixer.forget(name)
-        self._encodings.forget(name)
-
-    @property
-    def adapters(self) -> Mapping[str, int]:
-        """Resident adapters and their bytes."""
-        return {name: adapter.bytes for name, adapter in self._adapters.items()}
-
-    def identity(self, adapters: Sequence[str]) -> Mapping[str, str]:
-        """Weights, precision and library that decide a sample's numbers, each as a word."""
-        if self._digest is None:
-            tensors = ((f"{part}.{name}", p) for part, m in self._modules.items() for name, p in m.named_parameters())
-            self._digest = digest(tensors, repr(sorted(self._scheduler.items())).encode())
-        return {
-            "checkpoint": self._digest,
-            "precision": str(self._dtype).removeprefix("torch."),
-            "torch": torch.__version__,
-            **{f"LoRA {name}": self._adapters[name].digest for name in adapters},
-        }
-
-    @property
-    def bytes(self) -> int:
-        """Weights of all components, and the factors that rows of a batch hold."""
-        weights: int = sum(p.numel() * p.element_size() for m in self._modules.values() for p in m.parameters())
-        return weights + sum(mixer.bytes for mixer in self._mixers.values())
-
     def release(self) -> None:
-        """Drop the weights, and leave their modules as they were: others may draw with them."""
-        for close in (self._stopwatch.close, *(mixer.close for mixer in self._mixers.values())):
-            close()
-        self._transformer = self._vae = self._decoder = None
-        self._modules.clear()
-        self._mixers.clear()
-        self._encodings.clear()
-        self._adapters.clear()
+        """Drop the weights."""
+        super().release()
+        self._transformer = None

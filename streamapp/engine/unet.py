@@ -15,10 +15,10 @@ import torch
 from torch.nn import functional
 
 from streamapp.engine import controls, inputs
-from streamapp.engine.adapters import Adapter, Combination, Tensors, read_adapter
-from streamapp.engine.clip import ClipEncoder, Conditioning, Encodings, Wanted
-from streamapp.engine.decoding import decoded, for_decoding
-from streamapp.engine.digests import digest
+from streamapp.engine.adapted import AdaptedCheckpoint
+from streamapp.engine.adapters import Combination
+from streamapp.engine.clip import ClipEncoder, Conditioning, Wanted
+from streamapp.engine.decoding import decoded
 from streamapp.engine.embeddings import Embeddings
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
@@ -28,13 +28,12 @@ from streamapp.engine.noise import Noise
 from streamapp.engine.pictures import results
 from streamapp.engine.previews import Colours
 from streamapp.engine.sample import Sample
-from streamapp.engine.solver import Batch, schedule_for
-from streamapp.engine.stopwatch import Stopwatch
+from streamapp.engine.solver import schedule_for
 
 FACTOR = 8
 
 
-class UNetCheckpoint:
+class UNetCheckpoint(AdaptedCheckpoint):
     """A loaded checkpoint whose denoiser is a diffusers U-Net over the latents of a VAE.
 
     Args:
@@ -42,8 +41,6 @@ class UNetCheckpoint:
         scheduler: the checkpoint's own configuration, variant included.
     """
 
-    family = ""
-    #: diffusers' reader of this family's LoRA files.
     lora_loader = "StableDiffusionLoraLoaderMixin"
     #: ControlNets by name, the engine's own.
     controls: Mapping[str, controls.ControlNet] = MappingProxyType({})
@@ -58,25 +55,14 @@ class UNetCheckpoint:
             )
         #: Whether it takes a mask and a masked picture beside the latents.
         self._masked = taken != latent
-        for module in (unet, vae, *(encoder.model for encoder in encoders)):
-            module.to(device.name).eval().requires_grad_(False)
-        self._device = device
+        modules = {"unet": unet, "vae": vae, **{encoder.part: encoder.model for encoder in encoders}}
+        mixers = {"unet": Mixer("unet", unet), **{encoder.part: encoder.mixer for encoder in encoders}}
+        super().__init__(device, modules, mixers, scheduler)
+        self._unet = unet
         self._encoders = tuple(encoders)
         self.embeddings = Embeddings(self.family, {each.part: each.model for each in encoders})
         for encoder in encoders:
             encoder.hear(self.embeddings)
-        self._unet = unet
-        #: Asking a model for it walks all its modules.
-        self._dtype = unet.dtype
-        self._stopwatch = Stopwatch(unet, device.name)
-        self._batch = Batch()
-        self._vae, self._decoder = vae, for_decoding(vae)
-        self._scheduler = dict(scheduler)
-        self._digest: str | None = None
-        self._colours: Colours | None = None
-        self._adapters: dict[str, Adapter] = {}
-        self._mixer = Mixer("unet", unet)
-        self._encodings = Encodings()
 
     # What a family says.
     def _encode(self, texts: Sequence[str], clip_skip: int, adapters: Combination) -> Sequence[Conditioning]:
@@ -177,10 +163,6 @@ class UNetCheckpoint:
         self._batch.finish(model)
         inputs.blend(samples)
 
-    def forward_s(self) -> float:
-        """Of the U-Net since the last call; waits for the device."""
-        return self._stopwatch.seconds()
-
     def _forward(
         self,
         order: Sequence[Sample],
@@ -213,8 +195,8 @@ class UNetCheckpoint:
     @torch.inference_mode()
     def decode(self, samples: Sequence[Sample], tiled: bool = False) -> list[Any]:
         """Latents to pictures; a sample that is not finite gives an error."""
-        vae, precision = self._decoder, str(self._dtype).removeprefix("torch.")
-        return results(lambda s, part: decoded(vae, s.latents[None], part)[0], samples, precision, tiled)
+        vae = self._decoder
+        return results(lambda s, part: decoded(vae, s.latents[None], part)[0], samples, self.precision, tiled)
 
     @torch.inference_mode()
     def previews(self, samples: Sequence[Sample]) -> list[Any]:
@@ -224,61 +206,11 @@ class UNetCheckpoint:
             self._colours = Colours(partial(decoded, self._vae), channels, self._device.name)
         return [self._colours.picture(s.latents * s.schedule.scale[s.step]) for s in samples]
 
-    # Adapters.
-    def load_lora(self, name: str, tensors: Tensors) -> int:
-        """Keep an adapter's factors on the device."""
-        targets = {"unet": self._unet, **{encoder.part: encoder.model for encoder in self._encoders}}
-        self.unload_lora(name)
-        adapter = read_adapter(name, tensors(), targets, self._unet.config, self._device.name, self.lora_loader)
-        for mixer in self._mixers():
-            mixer.attach(adapter)
-        self._adapters[name] = adapter
-        return adapter.bytes
-
-    def unload_lora(self, name: str) -> None:
-        """Forget an adapter and what was encoded with it."""
-        if self._adapters.pop(name, None) is None:
-            return
-        for mixer in self._mixers():
-            mixer.forget(name)
-        self._encodings.forget(name)
-
-    def _mixers(self) -> list[Mixer]:
-        return [self._mixer, *(encoder.mixer for encoder in self._encoders)]
-
-    @property
-    def adapters(self) -> Mapping[str, int]:
-        """Resident adapters and their bytes."""
-        return {name: adapter.bytes for name, adapter in self._adapters.items()}
-
-    def identity(self, adapters: Sequence[str]) -> Mapping[str, str]:
-        """Weights, precision and library that decide a sample's numbers, each as a word."""
-        if self._digest is None:
-            modules = {"unet": self._unet, "vae": self._vae, **{each.part: each.model for each in self._encoders}}
-            tensors = ((f"{part}.{name}", p) for part, m in modules.items() for name, p in m.named_parameters())
-            self._digest = digest(tensors, repr(sorted(self._scheduler.items())).encode())
-        return {
-            "checkpoint": self._digest,
-            "precision": str(self._dtype).removeprefix("torch."),
-            "torch": torch.__version__,
-            **{f"LoRA {name}": self._adapters[name].digest for name in adapters},
-        }
-
-    @property
-    def bytes(self) -> int:
-        """Weights of all components, and the factors that rows of a batch hold."""
-        modules = (self._unet, self._vae, *(encoder.model for encoder in self._encoders))
-        weights: int = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
-        return weights + sum(mixer.bytes for mixer in self._mixers())
-
     def release(self) -> None:
-        """Drop the weights, and leave their modules as they were: others may draw with them."""
-        for close in (self._stopwatch.close, *(mixer.close for mixer in self._mixers())):
-            close()
-        self._unet = self._vae = self._decoder = None
+        """Drop the weights."""
+        super().release()
+        self._unet = None
         self._encoders = ()
-        self._encodings.clear()
-        self._adapters.clear()
 
 
 def _padded(texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -132,9 +132,12 @@ class Weights:
         self._checkpoint(model).load_lora(name, lambda: self.tiers.host.tensors(Path(path)))
 
     def unload_lora(self, name: str) -> None:
-        """Forget an adapter everywhere; samples that use it keep their factors until they end."""
+        """Forget an adapter everywhere; prepared samples are drawn with it to their end, those before that fail."""
         for checkpoint in self._checkpoints.values():
             checkpoint.unload_lora(name)
+        lacking = [s for s in self._queue if not s.steps and name in dict(s.adapters)]
+        message = f"LoRA {name!r} was unloaded while the job waited; load it again and submit the job once more"
+        self._fail(lacking, EngineError("unknown_lora", message, field="loras"))
 
     def load_embedding(self, name: str, path: str | Path, model: str) -> None:
         """Let prompts of ``model`` name a learned word (textual inversion).
@@ -155,6 +158,9 @@ class Weights:
     def encode_ahead(self, texts: Sequence[str], model: str, clip_skip: int = 1) -> None:
         """Encode prompts, or negative ones, that jobs of ``model`` will have; they are kept while there is room."""
         self._checkpoint(model).encode_ahead(texts, clip_skip)
+
+    def _fail(self, samples: Sequence[Sample], error: EngineError) -> None:
+        raise NotImplementedError
 
     def _checkpoint(self, name: str) -> Checkpoint:
         found = self._checkpoints.get(name)

@@ -142,9 +142,9 @@ def test_a_row_keeps_an_adapter_that_is_unloaded_and_a_new_one_of_that_name_is_a
     values = torch.randn(2, 3, 8, 8)
     rows: list[Combination] = [(("thin", 1.0),), (("plain", 1.0),)]
     first = drawn(net, mixer, rows, adapters, values)
-    mixer.forget("thin")
+    mixer.forget(adapters["thin"])
     left = {name: adapter for name, adapter in adapters.items() if name != "thin"}
     assert torch.equal(drawn(net, mixer, rows, left, values), first)
-    mixer.forget("thin")
+    mixer.forget(adapters["thin"])
     other = {**left, "thin": Adapter("thin", adapters["odd"].parts, 0)}
     assert not torch.allclose(drawn(net, mixer, rows, other, values)[0], first[0], rtol=1e-3)

@@ -82,6 +82,9 @@ class Checkpoint(Protocol):
     def unload_lora(self, name: str) -> None:
         """Forget an adapter; unknown names are ignored."""
 
+    def hold(self, sample: Sample) -> None:
+        """Keep its adapters for a sample until it ends, also when they are unloaded."""
+
     @property
     def adapters(self) -> Mapping[str, int]:
         """Adapters by name, with their bytes."""

@@ -140,6 +140,9 @@ class FakeCheckpoint:
         self._loras[name] = 1
         return 1
 
+    def hold(self, sample: Sample) -> None:
+        """Names are all there is."""
+
     def unload_lora(self, name: str) -> None:
         """Forget the name."""
         self._loras.pop(name, None)
