@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from streamapp.engine.caps import default_samples
+from streamapp.engine.decoder import WAITING
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event
 from streamapp.engine.host import EngineThread, Host
@@ -27,6 +28,8 @@ class AsyncEngine:
         self._max_rows = max_batch_rows
         self._inbox: asyncio.Queue[list[Event]] = asyncio.Queue()
         self._left: dict[str, int] = {}
+        #: Images whose steps are done, until their picture comes.
+        self._decoding: set[tuple[str, int]] = set()
         self._stop = threading.Event()
         self._pump: threading.Thread | None = None
 
@@ -97,13 +100,23 @@ class AsyncEngine:
         while not self._inbox.empty():
             events = [*events, *self._inbox.get_nowait()]
         for event in events:
-            if event.kind in OVER and event.job_id in self._left:
-                left = 0 if event.index < 0 else self._left[event.job_id] - 1
-                if left:
-                    self._left[event.job_id] = left
-                else:
-                    del self._left[event.job_id]
+            if event.kind == "progress" and event.value[0] >= event.value[1]:
+                self._decoding.add((event.job_id, event.index))
+            if event.kind in OVER:
+                self._over(event)
         return events
+
+    def _over(self, event: Event) -> None:
+        """An image, or a whole job, is at its end."""
+        self._decoding = {
+            (job, index) for job, index in self._decoding if job != event.job_id or event.index not in (-1, index)
+        }
+        if event.job_id in self._left:
+            left = 0 if event.index < 0 else self._left[event.job_id] - 1
+            if left:
+                self._left[event.job_id] = left
+            else:
+                del self._left[event.job_id]
 
     @property
     def unfinished(self) -> int:
@@ -111,11 +124,18 @@ class AsyncEngine:
         return sum(self._left.values())
 
     def room(self, width: int, height: int) -> int:
-        """How many more samples of this size would join soon, whatever their model."""
+        """How many more samples of this size would join soon, whatever their model.
+
+        What is learned of batches of this size counts, where that is less than the default: the most of any model's.
+        Pictures that are being decoded leave room, up to the queue for that.
+        """
         samples = default_samples(width, height)
         if self._max_rows is not None:
             samples = min(samples, max(1, self._max_rows // 2))
-        return samples - self.unfinished
+        learned = self._host.stats().get("batches", ())
+        worthwhile = [each["samples"] for each in learned if tuple(each["size"]) == (width, height)]
+        decoding = min(len(self._decoding), WAITING)
+        return min(samples, max(worthwhile, default=samples)) - (self.unfinished - decoding)
 
     def stats(self) -> dict[str, Any]:
         """The engine's figures: samples waiting and running, resident bytes by name, last ticks."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Hashable, Iterable
+from typing import Any
 
 from streamapp.engine.sample import Sample
 
@@ -22,6 +23,8 @@ SHORTEST = 1e-3
 CURIOSITY = 1.02
 #: Kinds of samples (checkpoint and shape) whose costs are remembered, the latest.
 KINDS = 256
+#: Kinds, the latest, whose learned batches are told.
+TOLD = 16
 #: Share of the memory that a batch may be expected to fill.
 FULL = 0.95
 
@@ -34,7 +37,9 @@ def default_samples(width: int, height: int) -> int:
 class Costs:
     """Seconds of a tick by its rows, of samples with one key."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: tuple[int, int], unit: int) -> None:
+        #: Width and height in pixels, rows of a sample.
+        self.size, self.unit = size, unit
         self._seen: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=REMEMBERED))
         self._peaks: dict[int, int] = {}
 
@@ -107,9 +112,32 @@ class Caps:
         most = min(most, self._ceilings.get(sample.key, most))
         if self.max_rows is not None:
             return most
-        costs, unit = self._costs.get(sample.key), sample.rows
-        if costs is None:
-            return unit
+        costs = self._costs.get(sample.key)
+        return sample.rows if costs is None else self._best(costs, sample.rows, most, wanted)
+
+    def learned(self) -> list[dict[str, Any]]:
+        """Samples at a time that pay, of the kinds drawn last; while batches still grow, the most there may be."""
+        found = []
+        for key, costs in list(self._costs.items())[-TOLD:]:
+            default = self.rows(*costs.size)
+            most = min(default, self._ceilings.get(key, default))
+            rows = most if self.max_rows is not None else self._best(costs, costs.unit, most, most)
+            if rows >= 2 * costs.largest:
+                rows = most
+            model = key[0] if isinstance(key, tuple) and key else ""
+            found.append({"model": model, "size": costs.size, "samples": max(1, rows // costs.unit)})
+        return found
+
+    @staticmethod
+    def _best(costs: Costs, unit: int, most: int, wanted: int) -> int:
+        """Rows that draw ``wanted`` ones soonest, in the mean; at most one try beyond what is known.
+
+        Args:
+            costs: that were measured.
+            unit: rows of a sample.
+            most: rows that are allowed.
+            wanted: rows that are to be drawn.
+        """
         # At most twice what was tried, so that a batch that does not pay is never a large one.
         best = unit
         for rows in range(2 * unit, min(most, wanted, 2 * max(unit, costs.largest)) + 1, unit):
@@ -123,7 +151,9 @@ class Caps:
     def learn(self, sample: Sample, rows: int, seconds: float, memory: tuple[int, int] | None) -> None:
         """A tick of this sample's key was run; ``memory`` is its peak and what there is, in bytes."""
         # Taken out and put back, so that the first ones are those that were drawn longest ago.
-        costs = self._costs.pop(sample.key) if sample.key in self._costs else Costs()
+        known = self._costs.pop(sample.key, None)
+        costs = known or Costs((sample.job.width, sample.job.height), sample.rows)
+        costs.unit = sample.rows
         self._costs[sample.key] = costs
         while len(self._costs) > KINDS:
             oldest = next(iter(self._costs))

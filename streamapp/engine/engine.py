@@ -202,6 +202,7 @@ class Engine(Weights):
             "running": self._queue.running,
             "decoding": len(self.decoder.samples),
             **self._sizes(),
+            "batches": self.caps.learned(),
             "ticks": list(self._ticks.figures),
         }
 
