@@ -127,6 +127,8 @@ class Settings(BaseSettings):
     fetch: Literal["off", "registered", "civitai", "hub", "any"] | None = None
     allow_private_sources: bool = False
     models_max_bytes: Count | None = None
+    ram_max_bytes: Annotated[int, Field(ge=0)] | None = None
+    vram_max_bytes: Count | None = None
     verify: Literal["changed", "always", "never"] = "changed"
     max_upload_bytes: Count = 512 * 1024**2
     ensure: Annotated[tuple[str, ...], NoDecode] = ()

@@ -101,13 +101,17 @@ MEANING: dict[str, dict[str, str]] = {
         "models_max_bytes": "Bytes that weights may take in the data folder's `models`: before more are fetched, those "
         "that were fetched and not used for longest make room, unless they are pinned, in use or waited for. Not set: "
         "no limit.",
+        "ram_max_bytes": "Bytes of host memory for copies of weights, which a worker loads without the disk; the least "
+        "recently used go. Not set: half of the memory beside a CUDA device, an eighth without one. 0: none.",
+        "vram_max_bytes": "Bytes of weights that a worker draws with, on its device; what fits stays loaded, the least "
+        "recently used make room. Not set: 85 % of a CUDA device's memory, half of the host's without one.",
         "verify": "When a load reads every byte of the weights: `changed` (first time, and when a file looks touched), "
         "`always`, `never`.",
         "max_upload_bytes": "Largest LoRA that may be uploaded.",
         "ensure": "Models and LoRAs, by name or reference, that must be on a worker's disk before it says that it is "
         "ready; what is missing is pulled, again and again until it is here.",
         "preload": "Models that a worker loads before it says that it is ready, so that the first request waits for no "
-        "load: names, or `top:N` for the N used last (at first the model that ships). At most two stay loaded. What "
+        "load: names, or `top:N` for the N used last (at first the model that ships). At most two are loaded. What "
         "cannot be loaded is logged and skipped.",
     },
     "Web and logs": {

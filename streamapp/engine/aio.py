@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from streamapp.engine.events import Event
 from streamapp.engine.host import EngineThread, Host
 from streamapp.engine.job import Job
 from streamapp.engine.process import EngineProcess
+from streamapp.engine.tiers import Loaded
 from streamapp.engine.unfinished import OVER
 
 POLL_S = 0.5
@@ -57,17 +59,32 @@ class AsyncEngine:
         if self._pump is not None:
             await asyncio.to_thread(self._pump.join, 5)
 
-    async def load(self, name: str, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
-        """Load a checkpoint; returns when it can be drawn with."""
-        await asyncio.to_thread(self._host.load, name, path, self._family or family, variant)
+    async def load(
+        self,
+        name: str,
+        path: str | Path,
+        family: str | None = None,
+        variant: str | None = None,
+        keep: Collection[str] = (),
+    ) -> Loaded:
+        """Load a checkpoint; returns when it can be drawn with. Those in ``keep`` do not make room."""
+        return await asyncio.to_thread(self._host.load, name, path, self._family or family, variant, keep)
+
+    async def prefetch(self, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
+        """Have a checkpoint read into RAM; returns when that has begun."""
+        await asyncio.to_thread(self._host.prefetch, path, self._family or family, variant)
+
+    async def prefetch_lora(self, path: str | Path) -> None:
+        """Have a LoRA's file read into RAM; returns when that has begun."""
+        await asyncio.to_thread(self._host.prefetch_lora, path)
 
     async def unload(self, name: str) -> None:
         """Free a checkpoint."""
         await asyncio.to_thread(self._host.unload, name)
 
-    async def load_lora(self, name: str, path: str | Path, model: str) -> None:
+    async def load_lora(self, name: str, path: str | Path, model: str) -> Loaded:
         """Load an adapter for a checkpoint."""
-        await asyncio.to_thread(self._host.load_lora, name, path, model)
+        return await asyncio.to_thread(self._host.load_lora, name, path, model)
 
     async def unload_lora(self, name: str) -> None:
         """Forget an adapter."""
@@ -158,18 +175,22 @@ def open_engine(
     threads: int = 1,
     max_batch_rows: int | None = None,
     start_grace: float = 120.0,
+    budgets: tuple[int | None, int | None] = (None, None),
     options: dict[str, Any] | None = None,
 ) -> AsyncEngine:
     """The engine a setting names.
 
     ``process``: a child process (production); ``inline``: a thread of this process; ``fake``: a thread that draws
-    stripes for free whatever the checkpoint; ``fake-process``: the same in a child process.
+    stripes for free whatever the checkpoint; ``fake-process``: the same in a child process. ``budgets`` are the bytes
+    that weights may take in VRAM and in RAM.
     """
     family = "fake" if kind.startswith("fake") else None
     arguments: dict[str, Any] = {
         "device": device,
         "threads": threads,
         "max_batch_rows": max_batch_rows,
+        "vram_bytes": budgets[0],
+        "ram_bytes": budgets[1],
         "options": options or {},
     }
     if kind in {"inline", "fake"}:

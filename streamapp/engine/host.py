@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Collection
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event, Inbox
 from streamapp.engine.job import Job
 from streamapp.engine.kept_weights import WeightCalls
+from streamapp.engine.tiers import Loaded
 
 
 class Host(Protocol):
@@ -32,13 +34,26 @@ class Host(Protocol):
     def close(self) -> None:
         """End it; unfinished jobs are gone."""
 
-    def load(self, name: str, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
+    def load(
+        self,
+        name: str,
+        path: str | Path,
+        family: str | None = None,
+        variant: str | None = None,
+        keep: Collection[str] = (),
+    ) -> Loaded:
         """Like the engine's, and kept: loaded again after a restart."""
+
+    def prefetch(self, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
+        """Like the engine's."""
+
+    def prefetch_lora(self, path: str | Path) -> None:
+        """Like the engine's."""
 
     def unload(self, name: str) -> None:
         """Like the engine's."""
 
-    def load_lora(self, name: str, path: str | Path, model: str) -> None:
+    def load_lora(self, name: str, path: str | Path, model: str) -> Loaded:
         """Like the engine's, and kept."""
 
     def unload_lora(self, name: str) -> None:

@@ -86,8 +86,11 @@ class HostWeights:
         with self._lock:
             return _bytes(self._kept.values())
 
-    def __contains__(self, source: Source) -> bool:
-        return source in self._kept
+    @property
+    def paths(self) -> list[str]:
+        """Where what is kept was read from."""
+        with self._lock:
+            return [str(source[-2]) for source in self._kept]
 
     def get(self, source: Source, read: Callable[[], Any]) -> tuple[Host, Tier]:
         """What a source holds, and where it was; ``read`` gives its components and raises what is wrong with it."""
@@ -102,10 +105,14 @@ class HostWeights:
                 return self._kept[source], "ram"
         return self._keep(source, read), "disk"
 
-    def tensors(self, path: Path) -> Mapping[str, torch.Tensor]:
-        """The tensors of a LoRA's file, copied: it may be replaced while they are in use (``load_failed``)."""
-        host, _ = self.get(source_of(path, "tensors"), partial(loose, path))
-        return cast(LooseTensors, host.parts).by_name
+    def tensors(self, path: Path) -> tuple[Mapping[str, torch.Tensor], Tier]:
+        """The tensors of a LoRA's file, copied: it may be replaced while they are in use; and where they were.
+
+        Raises:
+            EngineError: ``load_failed``.
+        """
+        host, tier = self.get(source_of(path, "tensors"), partial(loose, path))
+        return cast(LooseTensors, host.parts).by_name, tier
 
     def tensors_ahead(self, path: Path) -> None:
         """Read a LoRA's file in the background."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from streamapp.engine.tiers import Loaded
 from streamapp.engine.wire import Call
 
 
@@ -16,17 +17,34 @@ class WeightCalls:
         """What the engine's method of this name returned there; raises what it raised."""
         raise NotImplementedError
 
-    def load(self, name: str, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
-        """Load a checkpoint or a ControlNet."""
-        self._asked("load", name, absolute(path), family, variant)
+    def load(
+        self,
+        name: str,
+        path: str | Path,
+        family: str | None = None,
+        variant: str | None = None,
+        keep: Collection[str] = (),
+    ) -> Loaded:
+        """Load a checkpoint or a ControlNet; see :meth:`streamapp.engine.engine.Engine.load`."""
+        loaded: Loaded = self._asked("load", name, absolute(path), family, variant, tuple(keep))
+        return loaded
+
+    def prefetch(self, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
+        """Read a checkpoint into RAM in the background."""
+        self._asked("prefetch", absolute(path), family, variant)
+
+    def prefetch_lora(self, path: str | Path) -> None:
+        """Read a LoRA's file into RAM in the background."""
+        self._asked("prefetch_lora", absolute(path))
 
     def unload(self, name: str) -> None:
         """Free a checkpoint, and the adapters and learned words loaded for it."""
         self._asked("unload", name)
 
-    def load_lora(self, name: str, path: str | Path, model: str) -> None:
+    def load_lora(self, name: str, path: str | Path, model: str) -> Loaded:
         """Load an adapter."""
-        self._asked("load_lora", name, absolute(path), model)
+        loaded: Loaded = self._asked("load_lora", name, absolute(path), model)
+        return loaded
 
     def unload_lora(self, name: str) -> None:
         """Forget an adapter."""

@@ -24,6 +24,7 @@ from streamapp.engine.kept_weights import KeptWeights, WeightCalls
 from streamapp.engine.outstanding import OutstandingCalls, answer
 from streamapp.engine.parked import about
 from streamapp.engine.spawn import spawn
+from streamapp.engine.tiers import Loaded
 from streamapp.engine.unfinished import UnfinishedJobs
 from streamapp.engine.wire import Beat, Call, Happened, Ready, Reply
 
@@ -114,6 +115,8 @@ class EngineProcess(WeightCalls):
             found = self._call(call).result()
             if method.startswith("load"):
                 self._weights.add(call)
+            for gone in found.evicted if isinstance(found, Loaded) else ():
+                self._weights.drop(Call(0, "unload", (gone,)))
         except EngineError as error:
             dropped = dropped and error.code != "invalid_job"  # in use: it stays
             raise

@@ -80,13 +80,13 @@ class Tiers:
         """A checkpoint as it lies on the disk now."""
         return source_of(Path(path), family, variant, self._device.dtype)
 
-    def figures(self) -> dict[str, dict[str, int]]:
-        """Bytes and budget by tier; empty before anything was loaded."""
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """Bytes and budget by tier, and the paths of what RAM holds; empty before anything was loaded."""
         if "_made" not in self.__dict__:
             return {}
         return {
             "vram": {"bytes": self.sets.bytes, "budget": self.sets.budget},
-            "ram": {"bytes": self.host.bytes, "budget": self.host.budget},
+            "ram": {"bytes": self.host.bytes, "budget": self.host.budget, "paths": self.host.paths},
         }
 
     def clear(self) -> None:

@@ -13,7 +13,7 @@ from streamapp.engine.families import CONTROLNET, Checkpoint, Device, build, loa
 from streamapp.engine.job import Job
 from streamapp.engine.queue import Queue
 from streamapp.engine.sample import Sample
-from streamapp.engine.tiers import Budgets, Loaded, Source, Tiers
+from streamapp.engine.tiers import Budgets, Loaded, Source, Tier, Tiers
 
 
 class Weights:
@@ -123,13 +123,21 @@ class Weights:
     def _about(self, variant: str | None) -> dict[str, Any]:
         return {**self._options, "variant": variant, "clock": self.clock, "controls": self._controls}
 
-    def load_lora(self, name: str, path: str | Path, model: str) -> None:
+    def load_lora(self, name: str, path: str | Path, model: str) -> Loaded:
         """Keep an adapter ready for jobs of ``model``; its file's tensors stay in RAM while there is room.
 
         Raises:
             EngineError: ``incompatible_lora`` naming the layer, ``load_failed`` for an unreadable file.
         """
-        self._checkpoint(model).load_lora(name, lambda: self.tiers.host.tensors(Path(path)))
+        began, tiers = self.clock(), list[Tier]()
+
+        def tensors() -> Mapping[str, Any]:
+            found, tier = self.tiers.host.tensors(Path(path))
+            tiers.append(tier)
+            return found
+
+        size = self._checkpoint(model).load_lora(name, tensors)
+        return Loaded(name, tiers[0] if tiers else "disk", size, self.clock() - began)
 
     def unload_lora(self, name: str) -> None:
         """Forget an adapter everywhere; prepared samples are drawn with it to their end, those before that fail."""

@@ -7,6 +7,7 @@ above 1 evaluates the denoiser twice per step (classifier-free guidance, Ho & Sa
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from streamapp.generation import GenerationParams
 from streamapp.models.families import FAMILIES
@@ -31,13 +32,16 @@ def estimate(params: GenerationParams, rates: Mapping[str, float] | None = None)
     return round(work(params) * rate + OVERHEAD * params.n, 4)
 
 
+K = TypeVar("K")
+
+
 class Rates:
     """Seconds per megapixel-step and per switch by model, learned as exponentially weighted means."""
 
     def __init__(self, weight: float = 0.2) -> None:
         self.weight = weight
         self.by_model: dict[str, float] = {}
-        self._loads: dict[str, float] = {}
+        self._loads: dict[tuple[str, str], float] = {}
         self._families: dict[str, str] = {}
 
     def drawn(self, params: GenerationParams, seconds: float) -> None:
@@ -51,15 +55,21 @@ class Rates:
         rate = self.by_model.get(model)
         return 1.0 if rate is None else rate / RATES.get(self._families[model], 1.0)
 
-    def loaded(self, model: str, seconds: float) -> None:
-        """Making a checkpoint ready took ``seconds``."""
+    def loaded(self, model: str, seconds: float, tier: str = "disk") -> None:
+        """Making a checkpoint ready took ``seconds``, from the tier in which it was."""
         if seconds >= 0:
-            self._learn(self._loads, model, seconds)
+            self._learn(self._loads, (model, tier), seconds)
 
-    def switch(self, model: str, default: float = 2.0) -> float:
-        """Seconds that switching to ``model`` takes, as measured; before the first time ``default``."""
-        return self._loads.get(model, default)
+    def switch(self, model: str, default: float = 2.0, tier: str = "disk") -> float:
+        """Seconds that switching to ``model`` takes from a tier, as measured; before the first time ``default``.
 
-    def _learn(self, table: dict[str, float], key: str, value: float) -> None:
+        From ``vram`` it takes none. What was measured from the other of the two tiers stands in for one that was not.
+        """
+        if tier == "vram":
+            return 0.0
+        other = "ram" if tier == "disk" else "disk"
+        return self._loads.get((model, tier), self._loads.get((model, other), default))
+
+    def _learn(self, table: dict[K, float], key: K, value: float) -> None:
         known = table.get(key)
         table[key] = value if known is None else known + self.weight * (value - known)

@@ -15,6 +15,11 @@ from streamapp.worker.inputs import Files
 LOADED = "loaded"
 
 
+def tier_of(seconds: Mapping[str, float]) -> str:
+    """Where the checkpoint was that a task waited for, from its seconds by stage."""
+    return next((tier for tier in ("vram", "ram") if f"load_{tier}" in seconds), "disk")
+
+
 class EngineCrashed(AppError):
     """The engine's process died while it drew; ``details["suspects"]`` are the ids of the tasks it was drawing."""
 

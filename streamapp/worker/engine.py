@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from streamapp.engine.aio import AsyncEngine, open_engine
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event, Picture
 from streamapp.engine.job import Job, LoRA
-from streamapp.engine.variants import variant_of
 from streamapp.errors import AppError
 from streamapp.models.catalogue import notes_root
 from streamapp.models.verified import check_weights
@@ -26,21 +24,15 @@ from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 from streamapp.worker.drawing import LOADED, Drawing, Drawn, EngineCrashed, Order, Progress
 from streamapp.worker.inputs import framed
-from streamapp.worker.loading import loading
+from streamapp.worker.resident import Check, Resident
 
 log = get_logger(__name__)
 
-#: Checkpoints and LoRAs kept in the engine; the least recently used that nobody draws with goes first.
-CHECKPOINTS, LORAS = 2, 64
 #: How long the end of one crash may take to reach everybody it concerns, in seconds.
 SAME_CRASH = 2.0
 CRASHED = "engine_crashed"
 #: The engine does not know weights that were loaded before: loading them again helps.
 FORGOTTEN = frozenset({"unknown_model", "unknown_lora"})
-
-
-#: Makes sure that weights are those of their row; blocks, raises AppError.
-Check = Callable[[ModelRow | LoraRow, Path], None]
 
 
 class EngineDrawing:
@@ -49,11 +41,8 @@ class EngineDrawing:
     def __init__(self, engine: AsyncEngine, patience: float = 120.0, check: Check = lambda *_: None) -> None:
         self._engine = engine
         self._patience = patience
-        self._check = check
         self._events: dict[str, asyncio.Queue[Event]] = {}
-        self._models: OrderedDict[str, Path] = OrderedDict()
-        self._adapters: OrderedDict[tuple[str, str], Path] = OrderedDict()
-        self._users: dict[str, Order] = {}
+        self._resident = Resident(engine, check)
         self._loading = asyncio.Lock()
         self._pump: asyncio.Task[None] | None = None
         self._crash: tuple[float, frozenset[str]] = (0.0, frozenset())
@@ -70,13 +59,13 @@ class EngineDrawing:
 
     @property
     def checkpoints(self) -> Mapping[str, str]:
-        """Loaded checkpoints."""
-        return dict.fromkeys(self._models, "vram")
+        """Checkpoints in memory."""
+        return self._resident.checkpoints
 
     @property
     def loras(self) -> Mapping[str, str]:
         """Loaded LoRAs."""
-        return {name: "vram" for name, _ in self._adapters}
+        return self._resident.loras
 
     async def start(self) -> None:
         """Start the engine; see :attr:`state` for when it is ready."""
@@ -99,7 +88,7 @@ class EngineDrawing:
         """Make the weights ready, then draw; closing the iterator cancels what is left."""
         task_id, params = order.row.id, order.row.params
         events: asyncio.Queue[Event] = asyncio.Queue()
-        self._users[task_id] = order
+        self._resident.users[task_id] = order
         left, shares = params.n, dict.fromkeys(range(params.n), 0.0)
         try:
             loaded = await self._prepare(order)
@@ -121,7 +110,7 @@ class EngineDrawing:
                     left = 0
                     raise EngineError("engine_closed", "the engine gave the task up", retryable=True)
         finally:
-            self._users.pop(task_id, None)
+            self._resident.ended(task_id)
             if self._events.pop(task_id, None) is not None and left:
                 self._engine.cancel(task_id)
 
@@ -137,29 +126,30 @@ class EngineDrawing:
         async with self._loading:
             turn = time.monotonic()
             try:
-                fresh = await self._load_model(order.model, order.model_path)
-                for lora, path, _ in order.loras:
-                    key = (lora.name, order.model.name)
-                    if self._adapters.get(key) != path:
-                        await self._make_room(self._adapters, LORAS)
-                        with loading(lora):
-                            await asyncio.to_thread(self._check, lora, path)
-                            await self._engine.load_lora(lora.name, path, order.model.name)
-                        self._adapters[key] = path
-                        fresh = True
-                    self._adapters.move_to_end(key)
+                loaded = await self._resident.model(order.model, order.model_path)
+                self._resident.drawn_with[order.row.id] = order.model.name
+                styles = [await self._resident.lora(lora, path, order.model.name) for lora, path, _ in order.loras]
             except EngineError as error:
                 await asyncio.sleep(0.1)  # the events of the same crash are on their way
                 raise self._meaning(error, order.row.id) from error
-        now = time.monotonic()
-        return ({"load": now - began} if fresh or waited else {}) | ({LOADED: now - turn} if fresh else {})
+        now, fresh = time.monotonic(), loaded is not None or any(styles)
+        facts = {"load": now - began} if fresh or waited else {}
+        if loaded is not None:
+            facts |= {f"load_{loaded.tier}": loaded.seconds, "load_mb": loaded.bytes / 1e6}
+        return facts | ({LOADED: now - turn} if fresh else {})
 
     async def warm(self, model: ModelRow, path: Path) -> float:
         """Load a checkpoint before anybody asks for it; the seconds it took."""
         await self._until_ready()
         began = time.monotonic()
         async with self._loading:
-            await self._load_model(model, path)
+    async def ahead(self, row: ModelRow | LoraRow, path: Path) -> None:
+        """Have weights read into RAM while others draw."""
+        if self._engine.state == "ready":
+            with suppress(EngineError):  # it is told to whoever needs them
+                await self._resident.ahead(row, path)
+
+            await self._resident.model(model, path)
         return time.monotonic() - began
 
     async def _until_ready(self) -> None:
@@ -170,34 +160,6 @@ class EngineDrawing:
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise EngineError("engine_closed", f"the engine is {self._engine.state}", retryable=True) from None
-
-    async def _load_model(self, model: ModelRow, path: Path) -> bool:
-        name = model.name
-        fresh = self._models.get(name) != path
-        if fresh:
-            await self._make_room(self._models, CHECKPOINTS)
-            with loading(model):
-                await asyncio.to_thread(self._check, model, path)
-                await self._engine.load(name, path, model.family, variant_of(model.traits))
-            self._models[name] = path
-            log.info("checkpoint loaded", action="loaded", model=name)
-        self._models.move_to_end(name)
-        return fresh
-
-    async def _make_room(self, table: OrderedDict[Any, Path], limit: int) -> None:
-        """Forget the least recently used entries that no order uses, down to below ``limit``."""
-        used = {order.model.name for order in self._users.values()}
-        used_loras = {(lora.name, o.model.name) for o in self._users.values() for lora, _, _ in o.loras}
-        for key in [key for key in table if key not in used and key not in used_loras]:
-            if len(table) < limit:
-                return
-            del table[key]
-            if isinstance(key, tuple):
-                await self._engine.unload_lora(key[0])
-            else:
-                await self._engine.unload(key)
-                for adapter in [adapter for adapter in self._adapters if adapter[1] == key]:
-                    del self._adapters[adapter]
 
     # Events.
     async def _dispatch(self) -> None:
@@ -219,8 +181,7 @@ class EngineDrawing:
             recent = company if time.monotonic() - at < SAME_CRASH else frozenset[str]()
             return EngineCrashed(error.message, suspects=sorted({task_id, *recent}))
         if code in FORGOTTEN:
-            self._models.clear()
-            self._adapters.clear()
+            self._resident.forget()
             return EngineError(code, error.message, retryable=True)
         return error if isinstance(error, AppError) else EngineError("internal", str(error))
 
@@ -281,6 +242,7 @@ def open_drawing(settings: Settings) -> Drawing:
         settings.engine,
         device=settings.device,
         threads=settings.engine_threads,
+        budgets=(settings.vram_max_bytes, settings.ram_max_bytes),
         max_batch_rows=settings.max_batch_rows,
         start_grace=settings.engine_start,
     )

@@ -19,7 +19,7 @@ from streamapp.scheduling.cost import Rates, estimate
 from streamapp.telemetry import bind, get_logger
 from streamapp.worker.backlog import Backlog, Job
 from streamapp.worker.claimed import Claimed, Counts, Why
-from streamapp.worker.drawing import LOADED, EngineCrashed, Progress
+from streamapp.worker.drawing import LOADED, EngineCrashed, Progress, tier_of
 from streamapp.worker.finisher import Finisher
 from streamapp.worker.loading import WeightsComing
 from streamapp.worker.parts import Parts
@@ -112,7 +112,7 @@ class Lives:
                 store.cancel()
         _longest(claimed.seconds, {"post": max((seconds for _, seconds in stored), default=0.0)})
         if (loaded := claimed.seconds.pop(LOADED, None)) is not None:
-            self.rates.loaded(row.model, loaded)
+            self.rates.loaded(row.model, loaded, tier_of(claimed.seconds))
             if self.parts.watch is not None:
                 await self.parts.watch.worked([order.model, *(lora for lora, _, _ in order.loras)])
         # Samples of several tasks share the denoiser: this one's part of the time is its part of the samples.

@@ -194,8 +194,13 @@ class Worker:
             return self._pick_suspect(now)
         if any(claimed.job.alone for claimed in self.lives.running.values()):
             return picked
+        tiers = dict(self.drawing.checkpoints)
+
+        def switch(model: str) -> float:
+            return self.lives.rates.switch(model, tier=tiers.get(model, "disk"))
+
         while len(picked) < CLAIM:
-            ticket = self.backlog.waiting.next(now, self.lives.rates.switch)
+            ticket = self.backlog.waiting.next(now, switch)
             job = None if ticket is None else self.backlog.get(ticket.task_id)
             if job is None:
                 break

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from streamapp.db import TaskRow
 from streamapp.engine.aio import AsyncEngine
+from streamapp.engine.tiers import Loaded
 from streamapp.models.catalogue import POCKET
 from streamapp.worker.drawing import LOADED, Order
 from streamapp.worker.engine import EngineDrawing
@@ -25,10 +26,11 @@ class Slow:
         self.gate = asyncio.Event()
         self.begun = asyncio.Event()
 
-    async def load(self, *_: Any) -> None:
+    async def load(self, name: str, *_: Any) -> Loaded:
         """Load."""
         self.begun.set()
         await self.gate.wait()
+        return Loaded(name, "disk", 5_000_000, 0.5)
 
 
 def order(task_id: str, model: str = "pocket") -> Order:
@@ -47,6 +49,8 @@ async def test_who_waits_for_the_load_of_another_says_so_and_teaches_the_schedul
     await asyncio.sleep(0)
     engine.gate.set()
     async with asyncio.timeout(5):
-        assert set(await first) == {"load", LOADED}
+        told = await first
+        assert set(told) == {"load", "load_disk", "load_mb", LOADED}
+        assert (told["load_disk"], told["load_mb"]) == (0.5, 5.0)
         assert set(await second) == {"load"}
         assert await drawing._prepare(order("third")) == {}
