@@ -143,14 +143,14 @@ class EngineDrawing:
         await self._until_ready()
         began = time.monotonic()
         async with self._loading:
+            await self._resident.model(model, path)
+        return time.monotonic() - began
+
     async def ahead(self, row: ModelRow | LoraRow, path: Path) -> None:
         """Have weights read into RAM while others draw."""
         if self._engine.state == "ready":
             with suppress(EngineError):  # it is told to whoever needs them
                 await self._resident.ahead(row, path)
-
-            await self._resident.model(model, path)
-        return time.monotonic() - began
 
     async def _until_ready(self) -> None:
         """A restart of the engine is waited for, but not for ever: another worker may have one that works."""
@@ -242,9 +242,9 @@ def open_drawing(settings: Settings) -> Drawing:
         settings.engine,
         device=settings.device,
         threads=settings.engine_threads,
-        budgets=(settings.vram_max_bytes, settings.ram_max_bytes),
         max_batch_rows=settings.max_batch_rows,
         start_grace=settings.engine_start,
+        budgets=(settings.vram_max_bytes, settings.ram_max_bytes),
     )
     check = partial(check_weights, notes=notes_root(settings), mode=settings.verify)
     return EngineDrawing(engine, settings.engine_start, check)
