@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from streamapp.db.rows import LoraRow, ModelRow
 from streamapp.errors import InvalidRequest, NotFound
-from streamapp.models.digest import autov3, identify
+from streamapp.models.digest import autov3, folder_files, identify
 from streamapp.models.families import family as known_family
 from streamapp.models.families import family_of_file
 from streamapp.models.folders import folder_traits
@@ -107,6 +107,12 @@ def locate(row: ModelRow | LoraRow, settings: Settings) -> Path:
     path = place_of(row, settings)
     if not path.exists():
         raise NotFound(f"{row.name}: its weights are not at {row.path} on this machine; add them again", name=row.name)
+    if row.source == LOCAL and path.is_dir():
+        root = models_root(settings).resolve()
+        for part in folder_files(path):
+            if part.is_symlink() and not part.resolve().is_relative_to(root):
+                inside = part.relative_to(path)
+                raise InvalidRequest(f"{row.name}: {inside} is a link that leads out of the models folder", field="model")
     return path
 
 

@@ -11,7 +11,7 @@ from streamapp.errors import AppError, InvalidRequest, NotFound
 from streamapp.guarded import FetchFailed, GuardedClient
 from streamapp.models.answers import NeedsToken, NotAllowed
 from streamapp.models.download import Remote
-from streamapp.models.offer import Offer, family_of_base, variant_of
+from streamapp.models.offer import SHA256, Offer, family_of_base, variant_of
 from streamapp.models.reference import Civitai, Digest
 
 TYPES = {"Checkpoint": "model", "LORA": "lora", "LoCon": "lora", "DoRA": "lora"}
@@ -33,6 +33,12 @@ class _File(_Answer):
     metadata: dict[str, Any] = {}
     pickle_scan: str = Field("", alias="pickleScanResult")
     virus_scan: str = Field("", alias="virusScanResult")
+
+    @property
+    def sha256(self) -> str | None:
+        """In lower case, where the site tells one; what is none would end up in a path."""
+        digest = self.hashes.get("SHA256", "").lower()
+        return digest if SHA256.match(digest) else None
 
     @property
     def safe(self) -> bool:
@@ -113,14 +119,13 @@ class CivitaiSite:
                 f"{title} is made for {version.base or 'no named base model'}, which is not drawn here"
             )
         file = self._file(version, wanted, title)
-        digest = file.hashes.get("SHA256", "").lower() or None
         url = f"{self._base}/api/download/models/{version.id}?fileId={file.id}"
         return Offer(
             kind="model" if kind == "model" else "lora",
             title=version.model.name or f"civitai-{version.model_id}",
             version=version.name or str(version.id),
             family=family,
-            file=Remote(url, title, digest, headers=self._headers),
+            file=Remote(url, title, file.sha256, headers=self._headers),
             traits={
                 **_traits(version, model),
                 "page": f"{self._base}/models/{version.model_id}?modelVersionId={version.id}",
@@ -163,7 +168,7 @@ class CivitaiSite:
 
     def _file(self, version: _Version, wanted: Civitai | Digest, title: str) -> _File:
         if isinstance(wanted, Digest):
-            meant = [f for f in version.files if f.hashes.get("SHA256", "").lower().startswith(wanted.hex)]
+            meant = [f for f in version.files if (f.sha256 or "").startswith(wanted.hex)]
         elif wanted.file_id is not None:
             meant = [f for f in version.files if f.id == wanted.file_id]
             if not meant:
@@ -202,7 +207,7 @@ def _reference(version: _Version, wanted: Civitai | Digest, file: _File) -> str:
     if isinstance(wanted, Civitai) and wanted.file_id is not None:
         return f"https://civitai.com/api/download/models/{version.id}?fileId={file.id}"
     if isinstance(wanted, Digest):
-        return file.hashes.get("SHA256", wanted.hex).lower()
+        return file.sha256 or wanted.hex
     return f"civitai:{version.model_id}@{version.id}"
 
 

@@ -27,7 +27,7 @@ class _Answer(BaseModel):
 
 
 class _Large(_Answer):
-    sha256: str
+    sha256: str = Field(pattern=r"^[0-9a-fA-F]{64}$")
     size: int
 
 

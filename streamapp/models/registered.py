@@ -17,15 +17,16 @@ _VERSION = re.compile(r"/models/(?P<model>\d+)\?modelVersionId=(?P<version>\d+)\
 
 
 def find(text: str, rows: Sequence[R]) -> R | None:
-    """The row that ``text`` refers to by anything but its name; of several the last that is here.
+    """The row that ``text`` refers to by anything but its name, its path included; of several the last that is here.
 
     Raises:
         InvalidRequest: ``text`` is an address that cannot be read.
     """
     wanted = read_reference(text)
     if isinstance(wanted, Named):
-        return None
-    found = [row for row in rows if _is(row, wanted)]
+        found = [row for row in rows if row.path == text]
+    else:
+        found = [row for row in rows if _is(row, wanted) or row.path == text]
     return max(found, key=lambda row: not row.traits.get(EVICTED), default=None)
 
 

@@ -58,7 +58,7 @@ async def host(double: Double, database: Any, storage: Storage, tmp_path: Path) 
     async with playing(double) as url:
 
         def start(name: str, *, fleet: bool = False, limit: int | None = None) -> Host:
-            sites = {"civitai_url": url, "hub_url": url, "allow_private_sources": True}
+            sites: Any = {"civitai_url": url, "hub_url": url, "allow_private_sources": True}
             settings = Settings(data_dir=tmp_path / name, models_max_bytes=limit, **sites)
             shared = SharedWeights(storage, Delivery(database)) if fleet else None
             hosts.append(Host(settings, Registry(database), shared))
