@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from streamapp.engine import Engine, Job
-from streamapp.training.pocket import denoiser, latents, networks, parallel, vae, vocabulary
-from streamapp.training.pocket.export import export
+from streamapp.training.pocket import decoder, denoiser, latents, networks, parallel, vae, vocabulary
+from streamapp.training.pocket.export import export, pipeline
 from streamapp.training.pocket.optimizer import Optimizer, average
 from streamapp.training.pocket.work import Work
 
@@ -90,6 +90,15 @@ def test_the_denoiser_learns_and_the_export_draws(ready: Work) -> None:
     engine.close()
     assert [picture.size for picture in pictures] == [(128, 128)]
     assert not list(Path(folder).glob("**/*.bin"))
+
+
+def test_the_decoder_learns_on_and_the_latents_stay(ready: Work) -> None:
+    denoiser.train(0, 1, ready, 1)
+    before = latents.folded_vae(ready).state_dict()
+    decoder.train(0, 1, ready, 2)
+    after = pipeline(ready).vae.state_dict()
+    moved = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"decoder", "post_quant_conv"}
 
 
 def test_prompts_become_whole_windows(ready: Work) -> None:

@@ -6,13 +6,13 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from streamapp.training.pocket import classifier, data, denoiser, latents, parallel, styles, vae, vocabulary
+from streamapp.training.pocket import classifier, data, decoder, denoiser, latents, parallel, styles, vae, vocabulary
 from streamapp.training.pocket.export import export
 from streamapp.training.pocket.report import report
 from streamapp.training.pocket.work import Work, default_folder
 
-#: Steps of the two long stages: a quarter of an hour and two hours on two free cores.
-VAE_STEPS, DENOISER_STEPS = 2200, 20_000
+#: Steps of the long stages: a quarter of an hour, two hours and ten minutes on two free cores.
+VAE_STEPS, DENOISER_STEPS, DECODER_STEPS = 2200, 20_000, 2000
 
 
 def stages(work: Work, processes: int, denoiser_steps: int) -> Mapping[str, Callable[[], object]]:
@@ -23,6 +23,7 @@ def stages(work: Work, processes: int, denoiser_steps: int) -> Mapping[str, Call
         "vae": lambda: parallel.run(vae.train, processes, work, VAE_STEPS),
         "latents": lambda: latents.encode(work),
         "denoiser": lambda: parallel.run(denoiser.train, processes, work, denoiser_steps),
+        "decoder": lambda: parallel.run(decoder.train, processes, work, DECODER_STEPS),
         "export": lambda: export(work),
         "styles": lambda: styles.train(work),
         "classifier": lambda: classifier.train(work),
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument(
         "stage",
         nargs="*",
-        help="data vocabulary vae latents denoiser export styles classifier report; all unless named",
+        help="data vocabulary vae latents denoiser decoder export styles classifier report; all unless named",
     )
     given = parser.parse_args()
     known = stages(Work(given.work, given.seed), given.processes, given.denoiser_steps)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from streamapp.training.pocket import networks, vocabulary
-from streamapp.training.pocket.latents import finished_vae
+from streamapp.training.pocket.decoder import put
+from streamapp.training.pocket.latents import folded_vae
 from streamapp.training.pocket.work import Work
 
 
@@ -23,9 +24,11 @@ def pipeline(work: Work) -> Any:
     unet, text = networks.unet().eval(), networks.text_encoder(len(tokenizer)).eval()
     unet.load_state_dict(means["unet"])
     text.load_state_dict(means["text"])
+    vae = folded_vae(work)
+    put(work, vae)
     scheduler: Any = DDIMScheduler
     return kind(
-        vae=finished_vae(work),
+        vae=vae,
         text_encoder=text,
         tokenizer=tokenizer,
         unet=unet,

@@ -48,8 +48,8 @@ def fold(model: Any, mean: torch.Tensor, spread: torch.Tensor) -> None:
     out.weight *= spread.view(1, -1, 1, 1)
 
 
-def finished_vae(work: Work) -> Any:
-    """The autoencoder as it is exported."""
+def folded_vae(work: Work) -> Any:
+    """The autoencoder that the latents are of."""
     model = networks.vae().eval()
     model.load_state_dict(torch.load(work.path("vae-folded.pt"), weights_only=True))
     return model

@@ -38,7 +38,7 @@ def train(rank: int, processes: int, work: Work, steps: int) -> None:
     for step in bar:
         chance = random.Random(f"{work.seed} vae {step} {rank}")
         torch.manual_seed(chance.getrandbits(32))
-        batch = torch.stack([_picture(known, chance) for _ in range(BATCH // processes)])
+        batch = torch.stack([picture(known, chance) for _ in range(BATCH // processes)])
         loss, told = _loss(model, batch, min(1.0, 4 * step / steps))
         torch.autograd.backward(loss)
         average(list(weights.values()), 1 / processes)
@@ -51,17 +51,17 @@ def train(rank: int, processes: int, work: Work, steps: int) -> None:
         work.note(vae={"steps": steps, "minutes": round((time.monotonic() - began) / 60, 1), "from": first})
 
 
-def _picture(known: data.Data, chance: random.Random) -> torch.Tensor:
+def picture(known: data.Data, chance: random.Random) -> torch.Tensor:
     """``(3, 128, 128)`` in [−1, 1]: a scene, or an icon that only the VAE sees, in many colours and places."""
     if chance.random() < 0.6:
         canvas = shown(chance.choice(known.scenes), known.pictures)
     else:
-        picture: Pixels = chance.choice(known.others)
+        icon: Pixels = chance.choice(known.others)
         if chance.random() < 0.4:
-            picture = coloured(picture, chance.choice(list(HUES)))
+            icon = coloured(icon, chance.choice(list(HUES)))
         canvas = ground(chance.choice(list(GROUNDS)) if chance.random() < 0.4 else "white", SIDE)
         side = chance.randint(60, 124)
-        laid(canvas, resized(picture, side), chance.randint(0, SIDE - side), chance.randint(0, SIDE - side))
+        laid(canvas, resized(icon, side), chance.randint(0, SIDE - side), chance.randint(0, SIDE - side))
     return torch.from_numpy(np.ascontiguousarray(canvas)).permute(2, 0, 1) * 2 - 1
 
 
