@@ -53,6 +53,7 @@ WEB = (
     "web.health",
     "web.status",
     "web.fetches",
+    "web.upkeep",
     "web.inputs",
     "web.loras",
     "web.openapi",

@@ -60,7 +60,7 @@ def _views(app: Any, kind: Kind) -> tuple[Handler, Handler]:
     """The handlers of one model or LoRA."""
 
     async def one(request: web.Request) -> web.Response:
-        rows = await _named(app, kind, request.match_info["name"])
+        rows = await find_named(app, kind, request.match_info["name"])
         newest = await (app.runtime.registry.model if kind == "model" else app.runtime.registry.lora)(rows[0].name)
         if newest is None:
             raise NotFound(f"{rows[0].name} was just removed", name=rows[0].name)
@@ -71,7 +71,7 @@ def _views(app: Any, kind: Kind) -> tuple[Handler, Handler]:
         operators_only(app, request, f"deleting {kind}s")
         if unknown := sorted(set(request.query) - {"version"}):
             raise InvalidRequest(f"{unknown[0][:60]} is not a parameter here; known: version")
-        rows = await _named(app, kind, request.match_info["name"], request.query.get("version"))
+        rows = await find_named(app, kind, request.match_info["name"], request.query.get("version"))
         freed = await _remove(app, kind, rows, request.query.get("version"))
         log.info("weights deleted", action="deleted", kind=kind, name=rows[0].name, bytes=freed, user=request[USER])
         return ok({"name": rows[0].name, "versions": [row.version for row in rows], "freed": freed}, "deleted")
@@ -79,7 +79,7 @@ def _views(app: Any, kind: Kind) -> tuple[Handler, Handler]:
     return one, remove
 
 
-async def _named(app: Any, kind: Kind, name: str, version: str | None = None) -> list[ModelRow | LoraRow]:
+async def find_named(app: Any, kind: Kind, name: str, version: str | None = None) -> list[ModelRow | LoraRow]:
     """Every version of a name, or one.
 
     Raises:

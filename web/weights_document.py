@@ -26,9 +26,13 @@ def weights() -> dict[str, Any]:
         f"{API}/models": {"get": every},
         f"{API}/models/pull": {"post": _pull("model")},
         f"{API}/models/{{name}}": _one("model"),
+        f"{API}/models/{{name}}/warm": _warm("model"),
+        f"{API}/models/{{name}}/release": _release("model"),
         f"{API}/loras": {"get": loras, "post": _upload("Upload a LoRA")},
         f"{API}/loras/pull": {"post": _pull("LoRA")},
         f"{API}/loras/{{name}}": _one("LoRA"),
+        f"{API}/loras/{{name}}/warm": _warm("LoRA"),
+        f"{API}/loras/{{name}}/release": _release("LoRA"),
         f"{API}/lora/upload": {"post": _upload("Upload a LoRA here as well")},
         f"{API}/fetches": {"get": fetches},
         f"{API}/fetches/{{fetch_id}}": {"parameters": [item], "get": fetch},
@@ -54,6 +58,29 @@ def _one(what: str) -> dict[str, Any]:
     )
     remove["parameters"] = [{"name": "version", "in": "query", "description": "Without it all.", "schema": TEXT}]
     return {"parameters": [NAME], "get": show, "delete": remove}
+
+
+def _warm(what: str) -> dict[str, Any]:
+    seconds = {"type": ["number", "null"]}
+    done = record({"name": TEXT, "state": {"enum": ["ready", "on its way"]}, "seconds": seconds})
+    warm = operation(
+        "models",
+        f"Make a {what} ready",
+        "For operators, of a process with a worker: fetched when it is not here, then loaded (a LoRA: read). Ask again "
+        "after 202.",
+        in_data(done),
+        *(400, 403, 404, 409, 502, 507),
+    )
+    warm["responses"]["202"] = {**warm["responses"]["200"], "description": "It takes longer; it goes on meanwhile."}
+    return {"parameters": [NAME], "post": warm}
+
+
+def _release(what: str) -> dict[str, Any]:
+    done = record({"name": TEXT, "released": {"type": "boolean"}})
+    release = operation(
+        "models", f"Release a {what}", "For operators: out of its quarantine.", in_data(done), 403, 404
+    )
+    return {"parameters": [NAME], "post": release}
 
 
 def _pull(what: str) -> dict[str, Any]:

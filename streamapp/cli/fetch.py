@@ -1,4 +1,4 @@
-"""``models|loras pull, verify, pin, unpin, remove``: weights from elsewhere, whether they are unchanged, and away."""
+"""``models|loras pull, verify, warm, release, pin, unpin, remove``: weights from elsewhere, their state, and away."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from streamapp.cli.connect import json_option, print_json, print_rows
+from streamapp.cli.connect import json_option, print_json, print_rows, url_option
 from streamapp.cli.registry import with_registry
 
 if TYPE_CHECKING:
@@ -84,12 +84,31 @@ def add_pins(group: click.Group, kind: Kind) -> None:
         """Let NAME make room again."""
         with_registry(lambda registry, _: _pin(registry, kind, name, pinned=False))
 
+    @group.command("warm")
+    @click.argument("names", nargs=-1, required=True)
+    @url_option
+    def warm(names: tuple[str, ...], url: str | None) -> None:
+        """Have NAMES fetched and loaded by a running worker before anybody asks for them."""
+        for name in names:
+            click.echo(f"{name} is ready, after {asyncio.run(_warm(kind, name, url)):.1f} s")
+
     @group.command("release")
     @click.argument("name")
     def release(name: str) -> None:
         """Let NAME be drawn with again that failed to load too often."""
         was = with_registry(lambda registry, _: _release(registry, kind, name))
         click.echo(f"{name} {'is released' if was else 'was not in quarantine'}")
+
+
+async def _warm(kind: Kind, name: str, url: str | None) -> float:
+    """Ask until it is ready; the seconds that the service says it took."""
+    from streamapp.cli.connect import open_client
+
+    async with open_client(url, timeout_s=60.0) as client:
+        while True:
+            answer = await client.call("POST", f"/api/v1/{kind}s/{name}/warm")
+            if answer["state"] == "ready":
+                return float(answer["seconds"])
 
 
 async def _release(registry: Registry, kind: Kind, name: str) -> bool:
