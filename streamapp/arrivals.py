@@ -48,8 +48,8 @@ class Weights(Protocol):
 class Fetching(Protocol):
     """What fetches; the same thing asked twice is one fetch."""
 
-    async def start(self, text: str, name: str | None = None) -> Fetch:
-        """Begin, or join the fetch that does."""
+    async def start(self, text: str, name: str | None = None, digest: str | None = None) -> Fetch:
+        """Begin, or join the fetch that does; ``digest`` is the SHA-256 that has to come."""
 
 
 class Lease(Protocol):
@@ -104,8 +104,8 @@ class Arriving:
         missing = {row.id: [key for key in names(row) if key in sources] for row in rows}
         self._wanted = {key: self._wanted.get(key) or Wanted() for key in sources}
         self._said = {row.id: self._said.get(row.id, 0.0) for row in rows}
-        for key, source in sources.items():
-            await self._advance(self._wanted[key], source, key[1])
+        for key, (source, digest) in sources.items():
+            await self._advance(self._wanted[key], source, key[1], digest)
         await self.arrivals.arrived([task_id for task_id, keys in missing.items() if not keys])
         for row in rows:
             errors = [self._wanted[key].error for key in missing[row.id]]
@@ -116,17 +116,17 @@ class Arriving:
         self._wanted = {key: wanted for key, wanted in self._wanted.items() if wanted.error is None}
         return True
 
-    async def _sources(self, keys: AbstractSet[Key]) -> dict[Key, str]:
-        """What of ``keys`` is not here, and what each is fetched from."""
-        found: dict[Key, str] = {}
+    async def _sources(self, keys: AbstractSet[Key]) -> dict[Key, tuple[str, str]]:
+        """What of ``keys`` is not here, and from where and with which digest each has to come."""
+        found: dict[Key, tuple[str, str]] = {}
         for kind, name in sorted(keys):
             row = await (self.registry.model(name) if kind == "model" else self.registry.lora(name))
             # What nobody knows any more is the worker's to refuse: it says so by name.
             if row is not None and row.traits.get(EVICTED):
-                found[kind, name] = str(row.traits.get(PULLED_FROM, ""))
+                found[kind, name] = (str(row.traits.get(PULLED_FROM, "")), row.digest)
         return found
 
-    async def _advance(self, wanted: Wanted, source: str, name: str) -> None:
+    async def _advance(self, wanted: Wanted, source: str, name: str, digest: str) -> None:
         """Begin the fetch, or again after a failure that may pass; note one that will not."""
         now = asyncio.get_running_loop().time()
         fetch = wanted.fetch
@@ -145,7 +145,7 @@ class Arriving:
         try:
             if not source:
                 raise NotFound(f"{name} is not here, and was not fetched from anywhere", name=name)
-            wanted.fetch = await self.fetches.start(source, name)
+            wanted.fetch = await self.fetches.start(source, name, digest or None)
             wanted.tries += 1
             log.info("weights are fetched for waiting tasks", action="fetch_began", name=name, tries=wanted.tries)
         except AppError as error:

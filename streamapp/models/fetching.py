@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from streamapp.db.rows import LoraRow, ModelRow
-from streamapp.errors import AppError, InvalidRequest, Overloaded
+from streamapp.errors import AppError, InvalidRequest, NotFound, Overloaded
 from streamapp.models.bringing import Bringing
 from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, DiskCache, Rows, kind_of, mark, marked, save
 from streamapp.models.catalogue import locate, models_root, notes_root, place_of
@@ -47,6 +47,7 @@ class Registered(Rows, Protocol):
 class Fetch:
     """One fetch: ``bytes`` of ``total`` (``None``: not known yet) are here; ``error`` as an :class:`AppError` says it.
 
+    ``digest`` is the SHA-256 that must come, where only that file will do.
     Times are milliseconds of this host's clock.
     """
 
@@ -60,6 +61,7 @@ class Fetch:
     row: ModelRow | LoraRow | None = None
     started_at: int = 0
     ended_at: int | None = None
+    digest: str | None = None
     heard: Progress = field(default=lambda *_: None, repr=False)
 
     @property
@@ -104,21 +106,23 @@ class Fetches:
         """One fetch."""
         return self._all.get(fetch_id)
 
-    async def start(self, text: str, name: str | None = None) -> Fetch:
+    async def start(self, text: str, name: str | None = None, digest: str | None = None) -> Fetch:
         """Begin to fetch what ``text`` refers to, or join the fetch that does; a registered name is fetched again.
+
+        ``digest``: what comes must have this SHA-256.
 
         Raises:
             InvalidRequest: it refers to nothing that can be fetched.
             Overloaded: too many wait.
         """
         text, name = await self._source(text.strip(), name)
-        wanted = (repr(read_reference(text)), name)
+        wanted = (repr(read_reference(text)), name, digest)
         for one in self._all.values():
-            if not one.ended and (repr(read_reference(one.reference)), one.name) == wanted:
+            if not one.ended and (repr(read_reference(one.reference)), one.name, one.digest) == wanted:
                 return one
         if len(self._tasks) >= RUNNING + WAITING:
             raise Overloaded(f"{WAITING} fetches are waiting here: come again later", retry_after=60)
-        fetch = Fetch(secrets.token_hex(8), text, name, started_at=_now())
+        fetch = Fetch(secrets.token_hex(8), text, name, started_at=_now(), digest=digest)
         self._all[fetch.id] = fetch
         for old in [one.id for one in self._all.values() if one.ended][: max(0, len(self._all) - REMEMBERED)]:
             del self._all[old]
@@ -192,6 +196,7 @@ class Fetches:
         async with AsyncExitStack() as held:
 
             async def prepare(offer: Offer) -> Fetched | None:
+                _check_same(fetch, offer.file.digest)
                 if offer.file.digest is not None:
                     # One download for one digest, whatever it is called; the next one finds the file.
                     await held.enter_async_context(self._digests.setdefault(offer.file.digest, asyncio.Lock()))
@@ -213,6 +218,11 @@ class Fetches:
                 progress=fetch.seen,
                 prepare=prepare,
             )
+            try:
+                _check_same(fetch, row.digest)
+            except NotFound:
+                await asyncio.to_thread(place_of(row, self._settings).unlink, missing_ok=True)
+                raise
             row = await self._register(row)
             path = place_of(row, self._settings)
             await asyncio.to_thread(note_weights, row, path, notes_root(self._settings))
@@ -259,6 +269,16 @@ class Fetches:
             if self._sites is None:
                 self._sites = await self._stack.enter_async_context(open_sites(self._settings))
             return self._sites
+
+
+def _check_same(fetch: Fetch, digest: str | None) -> None:
+    """Refuse another file than the one that has to come.
+
+    Raises:
+        NotFound: its publisher has replaced it.
+    """
+    if None not in (fetch.digest, digest) and fetch.digest != digest:
+        raise NotFound(f"{fetch.name} was {fetch.reference}, where another file is by now", name=fetch.name)
 
 
 def _now() -> int:

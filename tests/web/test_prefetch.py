@@ -15,7 +15,7 @@ from streamapp.models.cache import EVICTED, marked
 from streamapp.models.cache import save as save_row
 from streamapp.models.fetching import Fetch, Fetches
 from tests.models.publisher import Publisher
-from tests.models.sites import Double, playing, sd15_file
+from tests.models.sites import Double, file, playing, sd15_file
 from tests.web.conftest import Api, Serve
 from tests.worker.support import params
 
@@ -116,7 +116,7 @@ class Away:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str | None]] = []
 
-    async def start(self, text: str, name: str | None = None) -> Fetch:
+    async def start(self, text: str, name: str | None = None, digest: str | None = None) -> Fetch:
         """Begin, and fail."""
         self.asked.append((text, name))
         error = {"code": "unavailable", "message": "the site is away", "retryable": True}
@@ -132,6 +132,24 @@ async def test_what_may_pass_is_tried_again_a_few_times(
     row = await until(api, looking(api, fetches=site), task_id, lambda row: row.state is not State.FETCHING)
     assert row.error is not None
     assert (site.asked, row.error["code"]) == ([("civitai:123@456", "dream")] * arrivals.TRIES, "unavailable")
+
+
+async def test_another_file_than_the_one_that_was_named_is_never_drawn_with(evicted: tuple[Api, Double]) -> None:
+    api, double = evicted
+    task_id = (await api.generate(asked())).data["task_id"]
+    known = await api.runtime.registry.models()
+    double.publisher.body = sd15_file(channels=9)
+    double.version["files"] = [file(double.publisher)]
+    row = await until(api, looking(api), task_id, lambda row: row.state is not State.FETCHING)
+    assert row.error is not None
+    assert (row.state, row.error["code"], "another file" in row.error["message"]) == (State.FAILED, "not_found", True)
+    # Nor when only its bytes tell.
+    double.version["files"] = [file(double.publisher, hashes={})]
+    task_id = (await api.generate(asked())).data["task_id"]
+    row = await until(api, looking(api), task_id, lambda row: row.state is not State.FETCHING)
+    assert row.state is State.FAILED
+    assert await api.runtime.registry.models() == known
+    assert not list((api.app.settings.data_path / "models").rglob("*.safetensors"))
 
 
 async def test_another_process_goes_on_where_the_first_one_died(evicted: tuple[Api, Double]) -> None:
