@@ -11,11 +11,10 @@ import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +27,10 @@ from streamapp.engine.weights_file import WeightsFile
 
 #: By how much the thread that reads ahead steps back behind the one that draws.
 NICE = 10
+
+
+#: Gives a source's components, in the memory of those that it is given if it can use it; raises what is wrong with it.
+Read = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +82,8 @@ class HostWeights:
         self._kept: OrderedDict[Source, Host] = OrderedDict()
         self._coming: dict[Source, Future[Host]] = {}
         self._ahead: ThreadPoolExecutor | None = None
+        #: What the caller of :meth:`get` may still copy from: its memory is not given to others.
+        self._lent: Host | None = None
 
     @property
     def bytes(self) -> int:
@@ -92,8 +97,8 @@ class HostWeights:
         with self._lock:
             return [str(source[-2]) for source in self._kept]
 
-    def get(self, source: Source, read: Callable[[], Any]) -> tuple[Host, Tier]:
-        """What a source holds, and where it was; ``read`` gives its components and raises what is wrong with it."""
+    def get(self, source: Source, read: Read) -> tuple[Host, Tier]:
+        """What a source holds, and where it was. One thread calls it, and needs it until it calls again."""
         with self._lock:
             coming = self._coming.get(source)
         if coming is not None and not coming.cancel():
@@ -102,8 +107,9 @@ class HostWeights:
         with self._lock:
             if source in self._kept:
                 self._kept.move_to_end(source)
-                return self._kept[source], "ram"
-        return self._keep(source, read), "disk"
+                self._lent = self._kept[source]
+                return self._lent, "ram"
+        return self._keep(source, read, lend=True), "disk"
 
     def tensors(self, path: Path) -> tuple[Mapping[str, torch.Tensor], Tier]:
         """The tensors of a LoRA's file, copied: it may be replaced while they are in use; and where they were.
@@ -111,14 +117,14 @@ class HostWeights:
         Raises:
             EngineError: ``load_failed``.
         """
-        host, tier = self.get(source_of(path, "tensors"), partial(loose, path))
+        host, tier = self.get(source_of(path, "tensors"), lambda _: loose(path))
         return cast(LooseTensors, host.parts).by_name, tier
 
     def tensors_ahead(self, path: Path) -> None:
         """Read a LoRA's file in the background."""
-        self.ahead(source_of(path, "tensors"), partial(loose, path))
+        self.ahead(source_of(path, "tensors"), lambda _: loose(path))
 
-    def ahead(self, source: Source, read: Callable[[], Any]) -> None:
+    def ahead(self, source: Source, read: Read) -> None:
         """Read a source in the background, unless it is here or on its way; what is wrong with it is left to others."""
         with self._lock:
             if source in self._kept or source in self._coming:
@@ -148,10 +154,9 @@ class HostWeights:
         with self._lock:
             self._coming.pop(source, None)
 
-    def _keep(self, source: Source, read: Callable[[], Any]) -> Host:
-        """Read, share what is known, keep it while it fits."""
-        self._make_room(on_disk(source))
-        parts = read()
+    def _keep(self, source: Source, read: Read, *, lend: bool = False) -> Host:
+        """Read, into the memory of what makes room for it, share what is known, keep it while it fits."""
+        parts = read(self._free(source, self._make_room(on_disk(source))))
         shared = False
         if isinstance(parts, LooseTensors):
             contents: tuple[Content, ...] = (Content(parts, "", "", parts.bytes),)
@@ -163,11 +168,14 @@ class HostWeights:
             parts = components.exchanged(parts, instead)
         size = sum({id(content): content.bytes for content in contents}.values())
         keep = bool(contents) and size <= self.budget
-        if keep:
-            with self._lock:
-                self._kept[source] = Host(parts, contents, kept=True)
-            self._make_room(0)
-        return Host(parts, contents, kept=keep or shared)
+        host = Host(parts, contents, kept=keep or shared)
+        with self._lock:
+            if keep:
+                self._kept[source] = host
+            if lend:
+                self._lent = host
+        self._make_room(0)
+        return host
 
     def _shared(self, module: Any) -> Content:
         """A module's content: a known one's where it is the same."""
@@ -184,10 +192,28 @@ class HostWeights:
                 tensor.data = tensor.data.pin_memory()
         return Content(module, architecture, digest, size)
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, size: int) -> list[tuple[Source, Host]]:
+        """Let go of the least recently used until ``size`` bytes fit; what went."""
+        gone = []
         with self._lock:
             while self._kept and _bytes(self._kept.values()) + size > self.budget:
-                self._kept.popitem(last=False)
+                gone.append(self._kept.popitem(last=False))
+        return gone
+
+    def _free(self, source: Source, gone: Sequence[tuple[Source, Host]]) -> Any:
+        """The components of one that went, of the same kind as the source, whose memory nobody uses.
+
+        A source that is larger than the budget is handed over, and takes none.
+        """
+        with self._lock:
+            held = {id(content) for host in self._kept.values() for content in host.contents}
+        if on_disk(source) > self.budget:
+            return None
+        for other, host in gone:
+            free = host is not self._lent and not any(id(content) in held for content in host.contents)
+            if free and other[:-2] == source[:-2]:
+                return host.parts
+        return None
 
 
 def loose(path: Path) -> LooseTensors:

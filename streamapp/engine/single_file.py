@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from streamapp.engine.architectures import Architecture, Text, architecture_of
 from streamapp.engine.clip_vocabulary import clip_tokenizer
+from streamapp.engine.components import check
 from streamapp.engine.errors import EngineError
+from streamapp.engine.weights_file import Views, pour
 
 VAE = "first_stage_model."
 #: Keys of weights that are stored in fewer bits with scales beside them: cast as they are, they would draw noise.
 SCALED = ("scale_weight", "weight_scale", "scaled_fp8", ".absmax", "bitsandbytes__nf4", "bitsandbytes__fp4")
-#: Names of missing parameters that a message lists.
-NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Components:
     unet: Any
     vae: Any
     scheduler: dict[str, Any]
+    architecture: Architecture | None = None
 
 
 def read_single_file(
@@ -42,8 +42,12 @@ def read_single_file(
     *,
     architecture: Architecture | None = None,
     tokenizer: Callable[[Text], Any] | None = None,
+    into: Components | None = None,
 ) -> Components:
     """The components of a file of a family with a U-Net; the VAE in float32, the others in ``dtype``.
+
+    Args:
+        into: components that nobody needs any more; where they have the same architecture, their memory is taken.
 
     Raises:
         EngineError: ``load_failed`` naming what is missing or of a wrong shape.
@@ -65,17 +69,24 @@ def read_single_file(
     for prefix, what in ((VAE, "VAE"), *encoders):
         if not any(name.startswith(prefix) for name in state):
             raise EngineError("load_failed", f"{path.name} has no {what}: it holds a part of a checkpoint only")
-    with torch.device("meta"):
-        unet: Any = models.UNet2DConditionModel(**parts.unet)
-        vae: Any = models.AutoencoderKL(**parts.vae)
+    again = into if into is not None and into.architecture == parts else None
+    if again is not None:
+        unet, vae = again.unet, again.vae
+    else:
+        with torch.device("meta"):
+            unet, vae = models.UNet2DConditionModel(**parts.unet), models.AutoencoderKL(**parts.vae)
     words = tokenizer or tokenizer_of
     try:
         fill(unet, convert.convert_ldm_unet_checkpoint(state, dict(unet.config)), dtype, f"{path.name}: U-Net")
         fill(vae, convert.convert_ldm_vae_checkpoint(state, dict(vae.config)), torch.float32, f"{path.name}: VAE")
-        texts = tuple((words(text), _text(text, state, dtype, path.name)) for text in parts.texts)
+        old = [model for _, model in again.texts] if again is not None else [None] * len(parts.texts)
+        texts = tuple(
+            (words(text), _text(text, state, dtype, path.name, model))
+            for text, model in zip(parts.texts, old, strict=True)
+        )
     except KeyError as error:  # what a converter looks for by name
         raise EngineError("load_failed", f"{path.name} lacks {error.args[0]}") from error
-    return Components(texts, unet, vae, {**parts.scheduler, **_prediction(state)})
+    return Components(texts, unet, vae, {**parts.scheduler, **_prediction(state)}, parts)
 
 
 def tokenizer_of(text: Text) -> Any:
@@ -85,14 +96,11 @@ def tokenizer_of(text: Text) -> Any:
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors, as views of the mapped file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except (OSError, SafetensorError) as error:
-        raise EngineError("load_failed", f"{path.name}: {error}") from error
+    return Views(path)
 
 
-def _text(part: Text, state: Mapping[str, torch.Tensor], dtype: torch.dtype, name: str) -> Any:
+def _text(part: Text, state: Mapping[str, torch.Tensor], dtype: torch.dtype, name: str, model: Any) -> Any:
+    """The text encoder; ``model`` is one whose memory is taken."""
     import transformers
     from diffusers.loaders import single_file_utils
 
@@ -101,8 +109,10 @@ def _text(part: Text, state: Mapping[str, torch.Tensor], dtype: torch.dtype, nam
     settings: Any = transformers.CLIPTextConfig
     config = settings(**part.config)
     own = {key: tensor for key, tensor in state.items() if key.startswith(part.prefix)}
-    with torch.device("meta"):
-        text: Any = kind(config)
+    text = model
+    if text is None:
+        with torch.device("meta"):
+            text = kind(config)
     if part.open_clip:
         converted = convert.convert_open_clip_checkpoint(text, own, prefix=f"{part.prefix}model.")
     else:
@@ -125,18 +135,18 @@ def _prediction(state: Iterable[str]) -> dict[str, Any]:
 
 
 def fill(module: Any, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, what: str) -> None:
-    """Give an empty module its weights, every one of them and nothing else.
+    """Give a module its weights, every one of them and nothing else; one on the host keeps its memory.
 
     Raises:
         EngineError: ``load_failed`` with the first names that are missing, unknown or of another shape.
     """
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    missing = sorted(wanted.keys() - tensors.keys())
-    unknown = sorted(tensors.keys() - wanted.keys())
-    other = sorted(name for name in wanted.keys() & tensors.keys() if wanted[name] != tuple(tensors[name].shape))
-    for problem, names in (("lacks", missing), ("has unknown", unknown), ("has another shape of", other)):
-        if names:
-            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            raise EngineError("load_failed", f"{what} {problem} {', '.join(names[:NAMED])}{more}")
+    wanted: Mapping[str, torch.Tensor] = module.state_dict()
+    check(wanted, tensors, what)
     # Copies: the file may be replaced while its weights are in use.
-    module.load_state_dict({name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}, assign=True)
+    own = {
+        name: torch.empty(tensor.shape, dtype=dtype) if tensor.is_meta or tensor.dtype != dtype else tensor
+        for name, tensor in wanted.items()
+    }
+    pour((tensor, tensors[name]) for name, tensor in own.items())
+    if any(own[name] is not tensor for name, tensor in wanted.items()):
+        module.load_state_dict(own, assign=True)

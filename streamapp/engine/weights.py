@@ -67,7 +67,7 @@ class Weights:
             self._checkpoint(name)
             return Loaded(name, "vram", 0, self.clock() - began)
         options = self._about(variant)
-        host, tier = self.tiers.host.get(source, lambda: read(family, path, self.device, options))
+        host, tier = self.tiers.host.get(source, self._reader(path, family, variant))
         self.unload(name)
         evicted: list[str] = []
         parts, moved = self.tiers.sets.place(name, host, self._idle(keep), self._evicting(evicted), self._beside())
@@ -83,8 +83,7 @@ class Weights:
 
     def prefetch(self, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
         """Read a checkpoint into RAM in the background: its :meth:`load` then takes it from there."""
-        source, options = self.tiers.source(path, family, variant), self._about(variant)
-        self.tiers.host.ahead(source, lambda: read(family, path, self.device, options))
+        self.tiers.host.ahead(self.tiers.source(path, family, variant), self._reader(path, family, variant))
 
     def prefetch_lora(self, path: str | Path) -> None:
         """Read a LoRA's file into RAM in the background."""
@@ -119,6 +118,11 @@ class Weights:
         """Bytes on the device that are no modules of checkpoints: LoRAs and ControlNets."""
         adapters = sum(sum(checkpoint.adapters.values()) for checkpoint in self._checkpoints.values())
         return adapters + sum(int(control.bytes) for control in self._controls.values())
+
+    def _reader(self, path: str | Path, family: str | None, variant: str | None) -> Callable[[Any], Any]:
+        """Reads a checkpoint's components, into the memory of others that are not needed any more where it can."""
+        options = self._about(variant)
+        return lambda into: read(family, path, self.device, {**options, "into": into})
 
     def _about(self, variant: str | None) -> dict[str, Any]:
         return {**self._options, "variant": variant, "clock": self.clock, "controls": self._controls}

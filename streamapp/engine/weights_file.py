@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakSet
 
 import orjson
 import torch
@@ -69,20 +70,28 @@ class WeightsFile:
             self._base = self._storage.data_ptr()
             self.tensors = {name: self._view(name, entry, start) for name, entry in entries.items()}
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            os.close(self._file)
+            self.close()
             raise EngineError("load_failed", f"{path.name}: {error}") from error
+        _OPEN.add(self)
 
     def close(self) -> None:
         """Let go of the file; the mapping goes with the last view."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        file, self._file = getattr(self, "_file", -1), -1
+        if file >= 0:
+            os.close(file)
+
+    def __del__(self) -> None:
+        self.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def has(self, view: torch.Tensor) -> bool:
+        """Whether a tensor lies in the mapped file, which is open."""
+        return self._file >= 0 and view.device.type == "cpu" and 0 <= view.data_ptr() - self._base < self._size
 
     def pour(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Fill tensors from views of this file, or from whatever else a conversion made of them.
@@ -144,6 +153,33 @@ class WeightsFile:
         if libc.mincore(ctypes.c_void_p(self._base + first), ctypes.c_size_t(pages * page), present) != 0:
             return False
         return all(value & 1 for value in bytes(present)[:: max(1, pages // 4096)])
+
+
+class Views(dict[str, torch.Tensor]):
+    """The tensors of a file by name, which stays open as long as this is held: :func:`pour` reads from it."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = WeightsFile(path)
+        super().__init__(self.file.tensors)
+
+
+#: Files whose views may be about.
+_OPEN: WeakSet[WeightsFile] = WeakSet()
+
+
+def pour(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Fill tensors from whatever conversions made of views of open files; see :meth:`WeightsFile.pour`."""
+    files = list(_OPEN)
+    groups: dict[WeightsFile | None, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for target, source in pairs:
+        home = next((file for file in files if file.has(source)), None)
+        groups.setdefault(home, []).append((target, source))
+    for file, some in groups.items():
+        if file is not None:
+            file.pour(some)
+        else:
+            for target, source in some:
+                target.copy_(source)
 
 
 def read_ranges(file: int, ranges: Sequence[tuple[int, memoryview]]) -> None:

@@ -16,7 +16,7 @@ import torch
 from streamapp.engine.clip import ClipEncoder
 from streamapp.engine.families import Device
 from streamapp.engine.folder import read_folder
-from streamapp.engine.single_file import read_single_file
+from streamapp.engine.single_file import Components, read_single_file
 from streamapp.engine.unet import UNetCheckpoint
 from streamapp.engine.variants import scheduler_of
 
@@ -29,10 +29,12 @@ def read(path: Path, device: Device, options: Mapping[str, Any]) -> Any:
     Raises:
         EngineError: ``load_failed`` with what is missing or unreadable.
     """
-    del options
     torch.set_num_threads(device.threads)
-    dtype = getattr(torch, device.dtype)
-    return read_single_file(path, dtype) if path.is_file() else read_folder(path, dtype, TEXTS)
+    dtype, into = getattr(torch, device.dtype), options.get("into")
+    if not path.is_file():
+        return read_folder(path, dtype, TEXTS)
+    again: dict[str, Any] = {"into": into} if isinstance(into, Components) else {}
+    return read_single_file(path, dtype, **again)
 
 
 def build(parts: Any, device: Device, options: Mapping[str, Any]) -> StableDiffusion1:
