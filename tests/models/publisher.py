@@ -27,7 +27,7 @@ class Publisher:
 
     Faults: ``drop`` (ends the connection at 30 %), ``500``, ``429``, ``html``, ``401``, ``403``, ``404``, ``short``
     (announces more than it has), ``other`` (other bytes of the same length), ``drip``, ``no-range`` (the whole file,
-    whatever was asked), ``elsewhere`` (redirects to the second host).
+    whatever was asked), ``elsewhere`` (redirects to the second host), ``stall`` (falls silent at 30 %).
     """
 
     body: bytes
@@ -71,7 +71,7 @@ class Publisher:
         headers["Content-Length"] = str(len(body) - start + (1000 if fault == "short" else 0))
         response = web.StreamResponse(status=206 if start else 200, headers=headers)
         await response.prepare(request)
-        end = start + (len(body) - start) * 3 // 10 if fault in {"drop", "short"} else len(body)
+        end = start + (len(body) - start) * 3 // 10 if fault in {"drop", "short", "stall"} else len(body)
         if fault == "drip":
             await response.write(body[start : start + 10])
             self.sent += 10
@@ -80,6 +80,8 @@ class Publisher:
             piece = body[at : min(end, at + 64 * 1024)]
             await response.write(piece)
             self.sent += len(piece)
+        if fault == "stall":
+            await asyncio.sleep(60)
         if fault in {"drop", "short"} and request.transport is not None:
             # What was written shall arrive: the other side sees a connection that ends too early.
             await asyncio.sleep(0.05)
