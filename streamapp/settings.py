@@ -1,8 +1,7 @@
 """Every setting of the service, read once from the environment (``STREAMAPP_*``) or a TOML file.
 
-Loud on purpose: an unknown or malformed ``STREAMAPP_*`` variable stops the start with a sentence.
-Precedence: environment, then the file named by ``STREAMAPP_CONFIG`` (or ``./streamapp.toml``), then
-the defaults below, which run the whole service in one process without any server.
+Loud on purpose: an unknown or malformed ``STREAMAPP_*`` variable stops the start with a sentence. The environment goes
+before the file that ``STREAMAPP_CONFIG`` names (or ``./streamapp.toml``), and that before the defaults: one process.
 """
 
 from __future__ import annotations
@@ -67,6 +66,7 @@ class Settings(BaseSettings):
     device: str = "cpu"
     engine_threads: Count = 1
     max_batch_rows: Count | None = None
+    strict_precision: bool = False
 
     # Topics (created by `streamapp topics create`, or at start in embedded mode).
     partitions: Count | None = None

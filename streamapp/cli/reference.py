@@ -31,6 +31,7 @@ MEANING: dict[str, dict[str, str]] = {
         "`fake`, `fake-process`: the same two drawing nothing real, for load tests.",
         "device": "Where the engine computes; one GPU per worker.",
         "engine_threads": "CPU threads of the engine.",
+        "strict_precision": "Refuse to load a model in less precision than its own where memory is short (above 90 %).",
         "max_batch_rows": "Most samples in one denoiser call. Not set: chosen by the engine for its device.",
     },
     "Topics": {

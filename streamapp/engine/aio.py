@@ -174,6 +174,7 @@ def open_engine(
     device: str = "cpu",
     threads: int = 1,
     max_batch_rows: int | None = None,
+    strict_precision: bool = False,
     start_grace: float = 120.0,
     budgets: tuple[int | None, int | None] = (None, None),
     options: dict[str, Any] | None = None,
@@ -187,6 +188,8 @@ def open_engine(
     family = "fake" if kind.startswith("fake") else None
     arguments: dict[str, Any] = {
         "device": device,
+        "dtype": "auto",
+        "strict_precision": strict_precision,
         "threads": threads,
         "max_batch_rows": max_batch_rows,
         "vram_bytes": budgets[0],

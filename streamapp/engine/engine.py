@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any
 
 from streamapp.engine import parked
+from streamapp.engine.admission import Admission
 from streamapp.engine.caps import Caps
 from streamapp.engine.decoder import WAITING, Decoder
 from streamapp.engine.errors import EngineError
@@ -34,7 +35,8 @@ class Engine(Weights):
 
     Args:
         device: ``cpu`` or ``cuda:0``.
-        dtype: of the denoiser's weights and activations; ``float32`` on CPU.
+        dtype: of the denoiser's weights and activations; ``auto``: by device and family, see
+            :mod:`streamapp.engine.precision`.
         max_batch_rows: most denoiser rows in one tick; None learns it, see :mod:`streamapp.engine.caps`.
         threads: of the tensor library.
         clock: monotonic seconds (tests inject their own).
@@ -43,6 +45,7 @@ class Engine(Weights):
             0 decodes between ticks instead of beside them.
         vram_bytes, ram_bytes: what weights may take in VRAM, and copies of them on the host; None: a share of it,
             see :mod:`streamapp.engine.tiers`.
+        strict_precision: refuse to load rather than to take less precision where memory is short (``auto`` only).
         options: passed to every family's ``read`` and ``build``.
     """
 
@@ -58,17 +61,20 @@ class Engine(Weights):
         decode_queue: int = WAITING,
         vram_bytes: int | None = None,
         ram_bytes: int | None = None,
+        strict_precision: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self.caps = Caps(max_batch_rows)
         self.clock = clock
         self._queue = Queue(self.caps)
+        self.memory = memory_of(device, (options or {}).get("ledger"))
+        self.admission = Admission(self.memory.size())
+        self.strict_precision = strict_precision
         super().__init__(Device(device, dtype, threads), options or {}, Budgets(vram_bytes, ram_bytes))
         self._events: list[Event] = []
-        memory = memory_of(device, self._options.get("ledger"))
         #: Makes pictures of finished samples beside the ticks; its ``wake`` is called after each.
-        self.decoder = Decoder(memory, lane_of(device), clock, decode_queue)
-        self._ticks = Ticks(self.caps, memory, clock, preview_every, self.decoder.wait_all)
+        self.decoder = Decoder(self.memory, lane_of(device), clock, decode_queue)
+        self._ticks = Ticks(self.caps, self.memory, clock, preview_every, self.decoder.wait_all, self.admission)
         self._names = count(1)
 
     # Jobs.
@@ -84,6 +90,7 @@ class Engine(Weights):
         name = job_id if job_id is not None else f"job-{next(self._names)}"
         adapters = tuple(sorted((lora.name, float(lora.weight)) for lora in job.loras if lora.weight))
         rows, shared = checkpoint.rows(job), Shared()
+        self.admission.check(job, checkpoint.family, rows)
         for index in range(job.num_images) if images is None else images:
             self._queue.wait(Sample(name, index, job, rows=rows, adapters=adapters, shared=shared))
         return name
@@ -232,6 +239,7 @@ class Engine(Weights):
             return
         for sample in samples:
             checkpoint.hold(sample)
+            sample.notes = (*sample.notes, *self._notes.get(sample.job.model, ()))
             sample.key = (sample.job.model, *checkpoint.key(sample))
             sample.spent("encode", self.clock() - began)
             self._queue.ready(sample)

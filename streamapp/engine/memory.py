@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from streamapp.engine.errors import EngineError
@@ -18,6 +20,12 @@ class Memory(Protocol):
     def peak(self) -> tuple[int, int] | None:
         """Most bytes that were in use since the last call, and the bytes there are; None where nobody counts."""
 
+    def size(self) -> int | None:
+        """Bytes there are; None where nobody counts."""
+
+    def used(self) -> float | None:
+        """Share of the memory that is in use now, what is only cached left out; None where nobody counts."""
+
     def free(self) -> None:
         """Give back what is only cached."""
 
@@ -28,6 +36,14 @@ class Uncounted:
     def peak(self) -> tuple[int, int] | None:
         """Nothing."""
         return None
+
+    def size(self) -> int | None:
+        """Nothing."""
+        return None
+
+    def used(self) -> float | None:
+        """Of the host, or of this process's container."""
+        return host_used()
 
     def free(self) -> None:
         """Nothing."""
@@ -46,6 +62,17 @@ class CudaMemory:
         cuda.reset_peak_memory_stats(self._device)
         return most, int(cuda.mem_get_info(self._device)[1])
 
+    def size(self) -> int | None:
+        """The device's."""
+        return int(sys.modules["torch"].cuda.mem_get_info(self._device)[1])
+
+    def used(self) -> float | None:
+        """Also by other processes."""
+        cuda: Any = sys.modules["torch"].cuda
+        free, size = cuda.mem_get_info(self._device)
+        cached = cuda.memory_reserved(self._device) - cuda.memory_allocated(self._device)
+        return float(size - free - cached) / float(size)
+
     def free(self) -> None:
         """Empty the allocator's cache."""
         sys.modules["torch"].cuda.empty_cache()
@@ -56,7 +83,7 @@ class ByteLedger:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.used = 0
+        self.held = 0
         self.refused = 0
         self._peak = 0
         self._lock = threading.Lock()
@@ -69,25 +96,49 @@ class ByteLedger:
             MemoryError: they are not there.
         """
         with self._lock:
-            if self.used + size > self.limit:
+            if self.held + size > self.limit:
                 self.refused += 1
-                raise MemoryError(f"{size} bytes of {self.limit - self.used}")
-            self.used += size
-            self._peak = max(self._peak, self.used)
+                raise MemoryError(f"{size} bytes of {self.limit - self.held}")
+            self.held += size
+            self._peak = max(self._peak, self.held)
         try:
             yield
         finally:
             with self._lock:
-                self.used -= size
+                self.held -= size
 
     def peak(self) -> tuple[int, int] | None:
         """Most bytes held, and the limit."""
         with self._lock:
-            most, self._peak = self._peak, self.used
+            most, self._peak = self._peak, self.held
         return most, self.limit
+
+    def size(self) -> int | None:
+        """No device's: admission lets all in."""
+        return None
+
+    def used(self) -> float | None:
+        """What is held."""
+        return self.held / self.limit
 
     def free(self) -> None:
         """Nothing is cached."""
+
+
+def host_used(root: Path = Path("/")) -> float | None:
+    """Share of the memory of this process's container, else of the host, that is in use; None where it is not told."""
+    container = root / "sys/fs/cgroup"
+    try:
+        limit, now = (int((container / f"memory.{name}").read_text()) for name in ("max", "current"))
+        found = re.search(r"^inactive_file (\d+)", (container / "memory.stat").read_text(), re.MULTILINE)
+        return (now - int(found[1] if found else 0)) / limit
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        pass
+    try:
+        told = dict(re.findall(r"^(\w+):\s+(\d+)", (root / "proc/meminfo").read_text(), re.MULTILINE))
+        return 1 - int(told["MemAvailable"]) / int(told["MemTotal"])
+    except (OSError, KeyError):
+        return None
 
 
 def memory_of(device: str, ledger: ByteLedger | None = None) -> Memory:

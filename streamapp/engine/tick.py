@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from streamapp.engine.admission import Admission
 from streamapp.engine.caps import Caps
 from streamapp.engine.events import Event
 from streamapp.engine.families import Checkpoint
@@ -31,6 +32,7 @@ class Ticks:
         memory: that ticks are computed in.
         preview_every: ticks of a sample between two previews; 0 for none.
         relieve: waits until nothing else takes memory; whether anything had.
+        admission: learns what fits.
     """
 
     def __init__(
@@ -40,12 +42,14 @@ class Ticks:
         clock: Callable[[], float],
         preview_every: int = 0,
         relieve: Callable[[], bool] = lambda: False,
+        admission: Admission | None = None,
     ) -> None:
         self._caps = caps
         self._memory = memory
         self._clock = clock
         self._preview_every = preview_every
         self._relieve = relieve
+        self._admission = admission
         self.figures: deque[dict[str, Any]] = deque(maxlen=KEPT_TICKS)
 
     def run(self, checkpoint: Checkpoint, batch: Sequence[Sample]) -> list[Event]:
@@ -67,7 +71,10 @@ class Ticks:
             raise MemoryShort(self._caps.halve(batch[0], rows))
         forward = checkpoint.forward_s()
         wall = self._clock() - began
-        self._caps.learn(batch[0], rows, wall, self._memory.peak())
+        memory = self._memory.peak()
+        self._caps.learn(batch[0], rows, wall, memory)
+        if memory is not None and self._admission is not None:
+            self._admission.learn(batch[0].job, rows, memory[0])
         figures = {"key": batch[0].key, "samples": len(batch), "rows": rows, "wall_s": wall, "forward_s": forward}
         self.figures.append(figures)
         for sample in batch:

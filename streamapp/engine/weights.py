@@ -6,14 +6,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from streamapp.engine.admission import Admission
 from streamapp.engine.caps import Caps
 from streamapp.engine.decoder import Decoder
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import CONTROLNET, Checkpoint, Device, build, load_control, read
 from streamapp.engine.job import Job
+from streamapp.engine.memory import Memory
+from streamapp.engine.precision import AUTO, precise
 from streamapp.engine.queue import Queue
 from streamapp.engine.sample import Sample
 from streamapp.engine.tiers import Budgets, Loaded, Source, Tier, Tiers
+
+#: Fields of a source that say in which types it was read.
+TYPES = 2
 
 
 class Weights:
@@ -28,12 +34,17 @@ class Weights:
     clock: Callable[[], float]
     caps: Caps
     decoder: Decoder
+    memory: Memory
+    admission: Admission
+    strict_precision: bool
     _queue: Queue
 
     def __init__(self, device: Device, options: Mapping[str, Any], budgets: Budgets) -> None:
         self.device = device
         self.tiers = Tiers(device, budgets)
         self._sources: dict[str, Source] = {}
+        #: What is to be said of pictures by checkpoint.
+        self._notes: dict[str, tuple[str, ...]] = {}
         self._options = dict(options)
         self._checkpoints: dict[str, Checkpoint] = {}
         self._controls: dict[str, Any] = {}
@@ -52,38 +63,41 @@ class Weights:
         ``keep``. Family ``controlnet`` loads a ControlNet, which jobs of every checkpoint that it fits can name.
 
         Raises:
-            EngineError: ``load_failed``, ``no_room`` (retryable) while all others are drawn with, or ``invalid_job``
+            EngineError: ``load_failed``, ``no_room`` and ``memory_pressure`` (retryable), or ``invalid_job``
                 while samples still use the old one.
         """
         began = self.clock()
         self._unused(name)
+        device, notes = self._precise(family)
         if family == CONTROLNET:
-            control = load_control(path, self.device)
+            control = load_control(path, device)
             self.unload(name)
             self._controls[name] = control
             return Loaded(name, "disk", control.bytes, self.clock() - began)
-        source = self.tiers.source(path, family, variant)
-        if self._sources.get(name) == source:
+        source = self._source(device, path, family, variant)
+        if self._sources.get(name, ())[TYPES:] == source[TYPES:]:
             self._checkpoint(name)
             return Loaded(name, "vram", 0, self.clock() - began)
         options = self._about(variant)
-        host, tier = self.tiers.host.get(source, self._reader(path, family, variant))
+        host, tier = self.tiers.host.get(source, self._reader(device, path, family, variant))
         self.unload(name)
         evicted: list[str] = []
         parts, moved = self.tiers.sets.place(name, host, self._idle(keep), self._evicting(evicted), self._beside())
         try:
-            self._checkpoints[name] = build(family, parts, self.device, options)
+            self._checkpoints[name] = build(family, parts, device, options)
         except BaseException:
             self.tiers.sets.drop(name)
             raise
-        self._sources[name] = source
+        self._sources[name], self._notes[name] = source, notes
         return Loaded(
             name, "vram" if host.contents and not moved else tier, moved, self.clock() - began, tuple(evicted)
         )
 
     def prefetch(self, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
         """Read a checkpoint into RAM in the background: its :meth:`load` then takes it from there."""
-        self.tiers.host.ahead(self.tiers.source(path, family, variant), self._reader(path, family, variant))
+        device, _ = self._precise(family)
+        source = self._source(device, path, family, variant)
+        self.tiers.host.ahead(source, self._reader(device, path, family, variant))
 
     def prefetch_lora(self, path: str | Path) -> None:
         """Read a LoRA's file into RAM in the background."""
@@ -97,7 +111,9 @@ class Weights:
 
     def _let_go(self, name: str) -> None:
         self.caps.forget(name)
+        self.admission.forget(name)
         self._sources.pop(name, None)
+        self._notes.pop(name, None)
         for loaded in (self._checkpoints.pop(name, None), self._controls.pop(name, None)):
             if loaded is not None:
                 loaded.release()
@@ -119,10 +135,20 @@ class Weights:
         adapters = sum(sum(checkpoint.adapters.values()) for checkpoint in self._checkpoints.values())
         return adapters + sum(int(control.bytes) for control in self._controls.values())
 
-    def _reader(self, path: str | Path, family: str | None, variant: str | None) -> Callable[[Any], Any]:
+    def _reader(
+        self, device: Device, path: str | Path, family: str | None, variant: str | None
+    ) -> Callable[[Any], Any]:
         """Reads a checkpoint's components, into the memory of others that are not needed any more where it can."""
         options = self._about(variant)
-        return lambda into: read(family, path, self.device, {**options, "into": into})
+        return lambda into: read(family, path, device, {**options, "into": into})
+
+    def _precise(self, family: str | None) -> tuple[Device, tuple[str, ...]]:
+        used = self.memory.used() if self.device.dtype == AUTO else None
+        return precise(self.device, family, used, self.strict_precision)
+
+    def _source(self, device: Device, path: str | Path, family: str | None, variant: str | None) -> Source:
+        """Where a checkpoint is read from, behind the types it is read in."""
+        return (device.dtype, device.vae, *self.tiers.source(path, family, variant))
 
     def _about(self, variant: str | None) -> dict[str, Any]:
         return {**self._options, "variant": variant, "clock": self.clock, "controls": self._controls}

@@ -243,6 +243,7 @@ def open_drawing(settings: Settings) -> Drawing:
         device=settings.device,
         threads=settings.engine_threads,
         max_batch_rows=settings.max_batch_rows,
+        strict_precision=settings.strict_precision,
         start_grace=settings.engine_start,
         budgets=(settings.vram_max_bytes, settings.ram_max_bytes),
     )

@@ -142,7 +142,7 @@ def test_what_does_not_fit_whole_is_decoded_in_tiles_and_what_does_not_fit_so_fa
         engine.submit(job(guidance_scale=1), "a")
         events = list(engine.run())
         assert ends(events) == [("a", 0, expected)]
-        failures[limit] = (events[-1].value, ledger.refused, ledger.used)
+        failures[limit] = (events[-1].value, ledger.refused, ledger.held)
     assert failures[8][1:] == (1, 0)
     assert failures[3][1:] == (2, 0)
     assert failures[3][0].code == "out_of_memory"

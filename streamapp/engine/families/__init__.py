@@ -32,11 +32,12 @@ CONTROLNET = "controlnet"
 
 @dataclass(frozen=True)
 class Device:
-    """Where and how a checkpoint is loaded."""
+    """Where and how a checkpoint is loaded; ``dtype`` is the denoiser's and its encoders', ``vae`` the VAE's."""
 
     name: str = "cpu"
     dtype: str = "float32"
     threads: int = 1
+    vae: str = "float32"
 
 
 class Checkpoint(Protocol):
@@ -112,7 +113,18 @@ def read(family: str | None, path: str | Path, device: Device, options: Mapping[
     Raises:
         EngineError: ``load_failed`` with the reason: unknown family, missing or unreadable files.
     """
-    return _module(family).read(Path(path), device, options)
+    parts = _module(family).read(Path(path), device, options)
+    vae = parts[0].get("vae") if isinstance(parts, tuple) else getattr(parts, "vae", None)
+    if vae is not None:
+        vae_type(vae, device)
+    return parts
+
+
+def vae_type(vae: Any, device: Device) -> Any:
+    """A VAE in its type: on a CUDA device the denoiser's where it says that it stands that, else as the device says."""
+    stands = device.name.startswith("cuda") and vae.config.get("force_upcast") is False
+    name = device.dtype if stands and device.vae == "float32" else device.vae
+    return vae if str(vae.dtype).endswith(f".{name}") else vae.to(getattr(import_module("torch"), name))
 
 
 def build(family: str | None, parts: Any, device: Device, options: Mapping[str, Any]) -> Checkpoint:
