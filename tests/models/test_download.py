@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from streamapp.errors import AppError
 from streamapp.guarded import FetchFailed, GuardedClient
@@ -208,6 +209,30 @@ async def test_ten_that_want_the_same_file_fetch_it_once(downloader: Downloader,
         )
     assert {one.digest for one in got} == {publisher.digest}
     assert publisher.sent == len(BODY)
+
+
+class Counting(Publisher):
+    """Knows how many it serves at a time."""
+
+    active, most = 0, 0
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.active += 1
+        self.most = max(self.most, self.active)
+        await asyncio.sleep(0.02)
+        try:
+            return await super().answer(request)
+        finally:
+            self.active -= 1
+
+
+async def test_a_host_is_asked_for_a_few_files_at_a_time(client: GuardedClient, target: Path) -> None:
+    publisher, downloader = Counting(BODY), Downloader(client, per_host=2)
+    targets = [target.with_name(f"{number}.safetensors") for number in range(6)]
+    async with serving(publisher) as url:
+        await asyncio.gather(*(downloader.fetch(Remote(url, "Dreamy", publisher.digest), one) for one in targets))
+    assert publisher.most == 2
+    assert all(one.exists() for one in targets)
 
 
 FETCH = """

@@ -107,6 +107,18 @@ def test_always_finds_a_byte_that_changed_in_secret(path: Path, notes: Path) -> 
     check_weights(known, path, notes, "never")
 
 
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.999, 1.0])
+def test_always_finds_it_anywhere(path: Path, notes: Path, share: float) -> None:
+    known = row(path)
+    note_weights(known, path, notes)
+    data, stamp = bytearray(path.read_bytes()), path.stat()
+    data[round(share * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(DamagedWeights):
+        check_weights(known, path, notes, "always")
+
+
 def test_a_cut_file_and_a_broken_header_are_found_without_hashing(path: Path, notes: Path, hashed: list[Path]) -> None:
     known = row(path)
     note_weights(known, path, notes)
