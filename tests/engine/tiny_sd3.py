@@ -45,23 +45,26 @@ def vae(channels: int = 4) -> Any:
     )
 
 
-def sd3(folder: Path, *, with_t5: bool = True, channels: int = 4, scheduler: dict[str, Any] | None = None) -> Any:
-    """A Stable Diffusion 3 pipeline, saved to ``folder``."""
+def sd3(
+    folder: Path, *, with_t5: bool = True, channels: int = 4, scheduler: dict[str, Any] | None = None, **options: Any
+) -> Any:
+    """A Stable Diffusion 3 pipeline, saved to ``folder``; ``options`` are its transformer's."""
     torch.manual_seed(2)
     made: Any = diffusers.SD3Transformer2DModel
-    transformer = made(
-        sample_size=16,
-        patch_size=2,
-        in_channels=channels,
-        out_channels=channels,
-        num_layers=2,
-        attention_head_dim=8,
-        num_attention_heads=4,
-        caption_projection_dim=32,
-        joint_attention_dim=WIDTH,
-        pooled_projection_dim=12 + 8,
-        pos_embed_max_size=40,
-    )
+    config = {
+        "sample_size": 16,
+        "patch_size": 2,
+        "in_channels": channels,
+        "out_channels": channels,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "caption_projection_dim": 32,
+        "joint_attention_dim": WIDTH,
+        "pooled_projection_dim": 12 + 8,
+        "pos_embed_max_size": 40,
+    }
+    transformer = made(**{**config, **options})
     tokenizer_3, encoder_3 = t5() if with_t5 else (None, None)
     kind: Any = diffusers.StableDiffusion3Pipeline
     flow: Any = diffusers.FlowMatchEulerDiscreteScheduler

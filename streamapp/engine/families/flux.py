@@ -17,6 +17,7 @@ from streamapp.engine.adapters import Combination
 from streamapp.engine.clip import Conditioning
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
+from streamapp.engine.flow_file import read_flow_file
 from streamapp.engine.mmdit import TOKEN, MMDiTCheckpoint, half, token_ids
 from streamapp.engine.names import AUTO, sampler_name
 from streamapp.engine.packed import pack, unpack
@@ -31,7 +32,7 @@ UNGUIDED = "guidance was left out: this checkpoint (schnell) draws without"
 
 
 def read(path: Path, device: Device, options: Mapping[str, Any]) -> Any:
-    """Read a diffusers folder, without any network.
+    """Read a diffusers folder or a single file, without any network.
 
     Raises:
         EngineError: ``load_failed`` with what is missing or unreadable.
@@ -41,17 +42,18 @@ def read(path: Path, device: Device, options: Mapping[str, Any]) -> Any:
         raise EngineError("load_failed", f"flux has no variant {variant!r}; known: {', '.join(sorted(VARIANTS))}")
     torch.set_num_threads(device.threads)
     dtype = half(device)
-    parts, scheduler = read_parts(
-        path,
-        {
-            "tokenizer": Part("transformers", "CLIPTokenizer"),
-            "text_encoder": Part("transformers", "CLIPTextModel", dtype),
-            "tokenizer_2": Part("transformers", "T5TokenizerFast"),
-            "text_encoder_2": Part("transformers", "T5EncoderModel", dtype),
-            "transformer": Part("diffusers", "FluxTransformer2DModel", dtype),
-            "vae": Part("diffusers", "AutoencoderKL", torch.float32),
-        },
-    )
+    wanted = {
+        "tokenizer": Part("transformers", "CLIPTokenizer"),
+        "text_encoder": Part("transformers", "CLIPTextModel", dtype),
+        "tokenizer_2": Part("transformers", "T5TokenizerFast"),
+        "text_encoder_2": Part("transformers", "T5EncoderModel", dtype),
+        "transformer": Part("diffusers", "FluxTransformer2DModel", dtype),
+        "vae": Part("diffusers", "AutoencoderKL", torch.float32),
+    }
+    if path.is_file():
+        parts, scheduler = read_flow_file(path, "flux", dtype, options.get("components"))
+    else:
+        parts, scheduler = read_parts(path, wanted)
     config = parts["transformer"].config
     if config.out_channels not in (None, config.in_channels):
         raise EngineError("load_failed", "its transformer takes a picture beside the latents: Fill and Control"

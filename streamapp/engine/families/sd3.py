@@ -18,6 +18,7 @@ from streamapp.engine.adapters import Combination
 from streamapp.engine.clip import Conditioning
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
+from streamapp.engine.flow_file import read_flow_file
 from streamapp.engine.mmdit import TOKEN, MMDiTCheckpoint, half, token_ids
 from streamapp.engine.pipeline_folder import Part, read_parts
 from streamapp.engine.sample import Sample
@@ -29,7 +30,7 @@ T5_LENGTH = 256
 
 
 def read(path: Path, device: Device, options: Mapping[str, Any]) -> Any:
-    """Read a diffusers folder, without any network.
+    """Read a diffusers folder or a single file, without any network.
 
     Raises:
         EngineError: ``load_failed`` with what is missing or unreadable.
@@ -38,6 +39,8 @@ def read(path: Path, device: Device, options: Mapping[str, Any]) -> Any:
         raise EngineError("load_failed", f"sd3 has no variant {options['variant']!r}")
     torch.set_num_threads(device.threads)
     dtype = half(device)
+    if path.is_file():
+        return read_flow_file(path, "sd3", dtype, options.get("components"))
     parts, scheduler = read_parts(
         path,
         {
