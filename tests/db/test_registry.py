@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -72,3 +73,26 @@ async def test_a_database_without_tables_says_what_to_do(database_url: str) -> N
     with pytest.raises(Unavailable, match="streamapp db upgrade"):
         await Registry(database).models()
     await database.close()
+
+
+async def test_a_name_is_given_to_the_first_that_asks_for_it(registry: Registry) -> None:
+    rows = [replace(POCKET, version=str(number), digest=f"{number}" * 64) for number in range(6)]
+    first = await asyncio.gather(*(registry.insert(row) for row in rows))
+    assert sorted(first) == [False] * 5 + [True]
+    assert await registry.models() == [rows[first.index(True)]]
+    # Models and LoRAs have names of their own.
+    assert await registry.insert(replace(INK, name="pocket"))
+
+
+async def test_edits_at_the_same_moment_all_count_and_leave_the_rest_alone(registry: Registry) -> None:
+    await registry.add_lora(INK)
+    await registry.add_lora(replace(INK, version="4"))
+
+    def once_more(traits: dict[str, Any]) -> dict[str, Any]:
+        return {**traits, "times": traits.get("times", 0) + 1}
+
+    assert all(await asyncio.gather(*(registry.edit(INK, once_more) for _ in range(8))))
+    edited, other = await registry.lora("ink", "3"), await registry.lora("ink", "4")
+    assert edited == replace(INK, traits={**INK.traits, "times": 8})
+    assert other == replace(INK, version="4")
+    assert not await registry.edit(POCKET, once_more)
