@@ -11,6 +11,7 @@ from sqlalchemy import BigInteger, ColumnElement, Connection, and_, bindparam, o
 from streamapp.db.database import Database
 from streamapp.db.endings import (
     IDS,
+    UNCACHED,
     Ending,
     chunks,
     each,
@@ -92,14 +93,16 @@ class Claims:
         if not ids:
             return []
         facts = {"with_ids": sorted(ids), "with_token": token or secrets.token_hex(12)}
-        terms = {"with_worker": worker_id, "with_lease": int(lease_s * 1000)}
+        terms, tried = {"with_worker": worker_id, "with_lease": int(lease_s * 1000)}, False
 
         def work(connection: Connection) -> list[TaskRow]:
-            if not connection.execute(_CLAIM, {**facts, **terms}).rowcount:
+            nonlocal tried
+            again, tried = tried, True  # the first try may have claimed before its connection was lost
+            if not connection.execute(_CLAIM, {**facts, **terms}).rowcount and not again:
                 return []
             return [task_row(row) for row in connection.execute(_CLAIMED, facts)]
 
-        return await self._database.write(work)
+        return await self._database.write_singly(work)
 
     async def glimpse(self, ids: Collection[str]) -> dict[str, Held]:
         """Where tasks stand that this worker has not claimed; ids without a row are missing from the answer."""
@@ -148,9 +151,8 @@ class Claims:
             for part in chunks(sorted(progress)):
                 mine = (c.state == State.RUNNING, c.claim_token.in_(sorted({progress[task_id][0] for task_id in part})))
                 shares = each(c.progress, {task_id: progress[task_id][1] for task_id in part})
-                connection.execute(
-                    update_tasks(part).where(*mine).values({c.progress: shares, c.version: c.version + 1})
-                )
+                told = update_tasks(part).where(*mine).values({c.progress: shares, c.version: c.version + 1})
+                connection.execute(told, execution_options=UNCACHED)
             asked = select(c.id).where(c.id.in_(sorted(progress)), c.cancel_requested == 1, c.state == State.RUNNING)
             return set(connection.scalars(asked))
 

@@ -107,6 +107,16 @@ class Database:
 
         return await self._patiently(once)
 
+    async def write_singly(self, work: Callable[[Connection], T]) -> T:
+        """Run ``work(connection)``, each statement of which commits by itself: one round trip less than :meth:`write`.
+
+        It may run several times, also after a statement of it took effect: saying it again must do no harm, and what
+        it returns must be right then. SQLite has no round trips and writes as ever.
+        """
+        if self.sqlite:
+            return await self.write(work)
+        return await self.read(work)
+
     async def _patiently(self, once: Callable[[], Awaitable[T]]) -> T:
         """Retry collisions with jitter, turn the rest into the error a caller understands."""
         if self._closed:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from streamapp.db.claims import CANCELLED_ERROR, Claims, idle, orphaned, released
 from streamapp.db.database import Database
-from streamapp.db.endings import along, chunks, each, end_rows, lock_rows, update_tasks
+from streamapp.db.endings import UNCACHED, along, chunks, each, end_rows, lock_rows, update_tasks
 from streamapp.db.rows import Callback, CallbackState, DueTask, Event, Lost, Produced, task_row
 from streamapp.db.schema import callbacks, leases, now_ms, outbox, tasks
 from streamapp.db.states import LIVE, PENDING, State
@@ -68,7 +68,7 @@ class Delivery:
                     c.offset: each(c.offset, {place.task_id: place.offset for place in places}),
                     c.produce_at: None,
                 }
-                connection.execute(update_tasks(part).where(*pending).values(values))
+                connection.execute(update_tasks(part).where(*pending).values(values), execution_options=UNCACHED)
 
         if last:
             await self._database.write(work)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 from sqlalchemy import Connection, Insert, and_, insert, or_, select
 from sqlalchemy.dialects import mysql, sqlite
@@ -29,6 +30,8 @@ TOGETHER = 32
 CLOCK_INTERVAL = 5.0
 
 Answer = tuple[TaskRow, bool]
+#: Every column, for those that a new task has no value for.
+EMPTY: Final = dict.fromkeys(tasks.c.keys())
 
 
 class Submissions:
@@ -162,9 +165,8 @@ def _answer(new: NewTask, values: dict[str, object], first: dict[tuple[str, str 
 
 
 def _values(new: NewTask, now: int) -> dict[str, object]:
-    """Every column of a new task; missing ones would make another statement of it."""
+    """The columns that a new task has: always the same ones, as others would make another statement of it."""
     return {
-        **dict.fromkeys(tasks.c.keys()),
         "id": new.id,
         "user_id": new.user_id,
         "idempotency_key": new.idempotency_key,
@@ -193,6 +195,7 @@ def _values(new: NewTask, now: int) -> dict[str, object]:
 def _fresh(new: NewTask, values: dict[str, object]) -> TaskRow:
     """The row as it was written, without reading it back."""
     row = {
+        **EMPTY,
         **values,
         "state": State(str(values["state"])),
         "params": new.params,

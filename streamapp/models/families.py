@@ -6,7 +6,7 @@ A model's own ``traits`` in the registry override the family's; see :func:`trait
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -162,7 +162,7 @@ def traits_of(family_name: str, own: Mapping[str, Any] | None = None) -> Traits:
     """The family's traits, those of the variant and the model's own; other keys (licence, words …) are skipped."""
     kind = family(family_name)
     own = own or {}
-    merged = {**asdict(kind.traits), **kind.variants.get(str(own.get("variant")), {})}
+    merged = {name: getattr(kind.traits, name) for name in _FIELDS} | kind.variants.get(str(own.get("variant")), {})
     merged.update({key: value for key, value in own.items() if key in _FIELDS})
     if kind.samplers and merged["sampler"] not in (*kind.samplers, AUTO):
         merged["sampler"] = kind.traits.sampler  # a page's word for another family's variant

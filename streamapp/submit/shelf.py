@@ -34,7 +34,7 @@ class Fresh(Generic[T]):
             known = (loop.time() + FRESH, asyncio.ensure_future(self._run(name)))
             known[1].add_done_callback(_look)
             self._known[name] = known
-        return await asyncio.shield(known[1])
+        return known[1].result() if known[1].done() else await asyncio.shield(known[1])
 
     def forget(self) -> None:
         """Ask again from now on: the registry was just changed by this process."""

@@ -93,7 +93,9 @@ class EngineDrawing:
         try:
             loaded = await self._prepare(order)
             self._events[task_id] = events
-            self._engine.submit(await asyncio.to_thread(engine_job, order), task_id)
+            # Only a picture to start from is work for a thread: the way there and back costs a lone task a millisecond.
+            job = engine_job(order) if order.files is None else await asyncio.to_thread(engine_job, order)
+            self._engine.submit(job, task_id)
             while left:
                 event = await events.get()
                 if event.kind == "progress":
@@ -154,6 +156,8 @@ class EngineDrawing:
 
     async def _until_ready(self) -> None:
         """A restart of the engine is waited for, but not for ever: another worker may have one that works."""
+        if self._engine.state == "ready":
+            return
         try:
             async with asyncio.timeout(self._patience):
                 while self._engine.state != "ready":  # noqa: ASYNC110 - another thread
