@@ -23,6 +23,8 @@ from aiohttp import web
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from sqlalchemy.engine import make_url
 
+from benchmarks.pipeline import marks
+
 TOPIC = "plain_tasks"
 TABLE = """
 CREATE TABLE IF NOT EXISTS plain_tasks (
@@ -75,6 +77,7 @@ async def serve(port: int) -> None:
             orjson.dumps(body["params"]).decode(),
             now_ms(),
         )
+        marks.mark("queued", task_id)
         message = orjson.dumps({"id": task_id, "text": body["text"], "params": body["params"]})
         await producer.send_and_wait(TOPIC, message, key=task_id.encode())
         return web.json_response({"code": 0, "data": {"task_id": task_id}})
@@ -106,6 +109,7 @@ async def work() -> None:
     async for message in consumer:
         task = orjson.loads(message.value)
         await execute(pool, "UPDATE plain_tasks SET state='running', started_at=%s WHERE id=%s", now_ms(), task["id"])
+        marks.mark("begun", task["id"])
         result = orjson.dumps({"text": task["text"]}).decode()
         await execute(
             pool,
@@ -123,6 +127,7 @@ def main() -> None:
     parser.add_argument("role", choices=("web", "worker"))
     parser.add_argument("--port", type=int, default=0)
     chosen = parser.parse_args()
+    marks.keep()
     asyncio.run(serve(chosen.port) if chosen.role == "web" else work())
 
 

@@ -46,6 +46,7 @@ class Side:
     database: str
     servers: Servers
     env: Mapping[str, str]
+    marks: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -114,19 +115,21 @@ async def ours(servers: Servers, *, workers: int = 1, engine: str = "fake", **se
         # An engine that costs nothing takes whatever it gets.
         "STREAMAPP_MAX_BATCH_ROWS": "256",
         "STREAMAPP_LOG_LEVEL": "warning",
+        "BENCH_MARKS": str(folder / "marks"),
         **settings,
     }
-    side = Side("ours", f"http://127.0.0.1:{port}", "/api/v1/image/generate", database, servers, env)
-    folder.mkdir(parents=True, exist_ok=True)
+    url = f"http://127.0.0.1:{port}"
+    side = Side("ours", url, "/api/v1/image/generate", database, servers, env, folder / "marks")
+    side.marks.mkdir(parents=True, exist_ok=True)
     for arguments in (["db", "upgrade"], ["topics", "create"]):
         command = [sys.executable, "-m", "streamapp", *arguments]
         await asyncio.to_thread(subprocess.run, command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, check=True)
     try:
-        start(side, ["-m", "streamapp", "web"], STREAMAPP_PORT=str(port), STREAMAPP_WORKER_ID="web")
+        probed = ["-m", "benchmarks.pipeline.probed"]
+        start(side, [*probed, "web"], STREAMAPP_PORT=str(port), STREAMAPP_WORKER_ID="web")
         ports = [free_port() for _ in range(workers)]
         for number, own in enumerate(ports):
-            module = ["-m", "benchmarks.pipeline.probed", "worker"]
-            start(side, module, STREAMAPP_PORT=str(own), STREAMAPP_WORKER_ID=f"worker-{number}")
+            start(side, [*probed, "worker"], STREAMAPP_PORT=str(own), STREAMAPP_WORKER_ID=f"worker-{number}")
         for one in (port, *ports):
             await answers(f"http://127.0.0.1:{one}/readyz")
         yield side
@@ -145,8 +148,15 @@ async def plain(servers: Servers) -> AsyncIterator[Side]:
             "--create", "--topic", TOPIC, "--partitions", "4",
         )  # fmt: skip
     port = free_port()
-    env = {**own_environment(), "PLAIN_KAFKA": servers.kafka.bootstrap, "PLAIN_MYSQL": database}
-    side = Side("plain", f"http://127.0.0.1:{port}", "/generate", database, servers, env)
+    noted = servers.folder / f"plain-{time.monotonic_ns()}"
+    noted.mkdir(parents=True)
+    env = {
+        **own_environment(),
+        "PLAIN_KAFKA": servers.kafka.bootstrap,
+        "PLAIN_MYSQL": database,
+        "BENCH_MARKS": str(noted),
+    }
+    side = Side("plain", f"http://127.0.0.1:{port}", "/generate", database, servers, env, noted)
     try:
         start(side, ["-m", "benchmarks.pipeline.plain", "web", "--port", str(port)])
         await answers(f"{side.url}/readyz")
