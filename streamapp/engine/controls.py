@@ -36,7 +36,7 @@ AGREE: Sequence[tuple[str, str, str]] = (
 )
 
 
-def load(path: Path, device: Device) -> ControlNet:
+def load(path: Path, device: Device) -> Any:
     """Load a diffusers folder, or one safetensors file in diffusers' or the published layout, without any network.
 
     A file's ``config.json`` may lie beside it; without one, the file has the size of a published SD 1.5, SD 2 or SDXL
@@ -48,11 +48,15 @@ def load(path: Path, device: Device) -> ControlNet:
     import diffusers
     from diffusers.loaders import single_file_utils
 
+    from streamapp.engine import flux_controls
+
     torch.set_num_threads(device.threads)
     # Typed as Any: diffusers annotates neither its converters nor its models' constructors.
     kind: Any = diffusers.ControlNetModel
     convert: Any = single_file_utils
     file = _weights(path)
+    if flux_controls.described(file):
+        return flux_controls.load(file, device)
     tensors = read_tensors(file)
     config = configuration(file, tensors)
     try:
@@ -90,7 +94,8 @@ def configuration(file: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
             raise EngineError("load_failed", f"{beside.name} of {file.name}: {error}") from error
         kind = config.get("_class_name", "ControlNetModel")
         if kind != "ControlNetModel":
-            raise EngineError("load_failed", f"{file.name} is a {kind}; only ControlNetModel is drawn")
+            drawn = "only ControlNetModel and FluxControlNetModel are drawn"
+            raise EngineError("load_failed", f"{file.name} is a {kind}; {drawn}")
         if config.get("global_pool_conditions"):
             raise EngineError("load_failed", f"{file.name} pools its residuals (shuffle), which is not drawn yet")
         return {name: value for name, value in config.items() if not name.startswith("_")}
@@ -169,8 +174,8 @@ class ControlNet:
         self._model = None
 
 
-def check(job: Job, nets: Mapping[str, ControlNet], unet: Mapping[str, Any]) -> None:
-    """Refuse a job whose ControlNets do not fit the U-Net, or whose pictures are not of its size.
+def check(job: Job, nets: Mapping[str, Any], unet: Mapping[str, Any]) -> None:
+    """Refuse a job whose ControlNets do not fit the denoiser of this configuration, or whose pictures its size.
 
     Raises:
         EngineError: ``incompatible_control`` or ``invalid_job``, naming what to change.

@@ -32,7 +32,8 @@ class Control:
     """A loaded ControlNet by name and its picture, of the job's size and preprocessed already.
 
     ``image`` is what :func:`~streamapp.engine.preprocess.rgb` reads; ``scale`` (0…2) is how strongly it steers;
-    ``start`` and ``end`` are shares of the denoising, 0..1, between which it does.
+    ``start`` and ``end`` are shares of the denoising, 0..1, between which it does. ``mode`` is the kind of the picture
+    for a union of ControlNets (Flux).
     """
 
     model: str
@@ -40,6 +41,7 @@ class Control:
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    mode: int | None = None
 
 
 @dataclass(frozen=True)

@@ -92,9 +92,9 @@ class MMDiTCheckpoint(AdaptedCheckpoint):
         return str(job.negative_prompt or "")
 
     def _call(
-        self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, jobs: Sequence[Any]
+        self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, rows: Sequence[Sample]
     ) -> torch.Tensor:
-        """The transformer's prediction for rows of one size; ``jobs`` are those of the rows."""
+        """The transformer's prediction for rows of one size, of these samples."""
         raise NotImplementedError
 
     def _scale(self, job: Any) -> float:
@@ -119,6 +119,13 @@ class MMDiTCheckpoint(AdaptedCheckpoint):
         config = vae.config
         return pictures(vae, planes / config.scaling_factor + config.shift_factor, tiled)
 
+    def _check_controls(self, job: Any) -> None:
+        if job.controls:
+            raise EngineError("invalid_job", f"{self.family} checkpoints take no ControlNets yet", field="controls")
+
+    def _draw_first(self, sample: Sample, generator: torch.Generator) -> None:
+        """Take from a sample's generator what its pipeline draws before the noise; here nothing."""
+
     def _schedule(self, job: Any) -> Schedule:
         places, first = (job.height // TOKEN) * (job.width // TOKEN), inputs.first_step(job, flow=True)
         given = job.sampler, job.num_inference_steps, self._scheduler, places
@@ -133,8 +140,7 @@ class MMDiTCheckpoint(AdaptedCheckpoint):
             )
         if job.clip_skip != 1 and not self.skips:
             raise EngineError("invalid_job", f"{self.family} skips no layers; leave clip_skip out", field="clip_skip")
-        if job.controls:
-            raise EngineError("invalid_job", f"{self.family} checkpoints take no ControlNets yet", field="controls")
+        self._check_controls(job)
         if self.family != "flux":
             one_scale(job, self.family)
         inputs.check(job, masked=False)
@@ -152,6 +158,7 @@ class MMDiTCheckpoint(AdaptedCheckpoint):
             schedule = self._schedule(sample.job)
             generator = torch.Generator("cpu").manual_seed(sample.seed)
             sample.schedule, sample.steps = schedule, len(schedule.timesteps)
+            self._draw_first(sample, generator)
             latents = inputs.begin(self._vae, sample, False, generator, self._laid)
             sample.latents = latents.to(self._device.name)
             sample.memory = torch.zeros(schedule.slots, *latents.shape, device=self._device.name)
@@ -200,8 +207,8 @@ class MMDiTCheckpoint(AdaptedCheckpoint):
         if guided or order is not None:
             latents, timesteps = latents[twice], timesteps[twice]
         self._mixer.use([samples[place].adapters for place in twice], self._adapters)
-        jobs = [samples[place].job for place in twice]
-        predicted = self._call(conditions, latents.to(self._dtype), timesteps, jobs).float()
+        rows = [samples[place] for place in twice]
+        predicted = self._call(conditions, latents.to(self._dtype), timesteps, rows).float()
         self._mixer.use((), {})
         if order is not None:
             where = torch.tensor(order, device=predicted.device)

@@ -11,14 +11,16 @@ import torch
 from tests.engine import tiny, tiny_sd3
 
 
-def flux(folder: Path, *, guided: bool = True, scheduler: dict[str, Any] | None = None) -> Any:
+def flux(
+    folder: Path, *, guided: bool = True, scheduler: dict[str, Any] | None = None, layers: tuple[int, int] = (1, 1)
+) -> Any:
     """A pipeline, saved to ``folder``: dev, whose shift depends on the size, or (not ``guided``) schnell."""
     torch.manual_seed(4)
     made: Any = diffusers.FluxTransformer2DModel
     transformer = made(
         in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
+        num_layers=layers[0],
+        num_single_layers=layers[1],
         attention_head_dim=16,
         num_attention_heads=2,
         joint_attention_dim=tiny_sd3.WIDTH,

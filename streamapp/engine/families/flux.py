@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from streamapp.engine import flux_controls, inputs
 from streamapp.engine.adapters import Combination
 from streamapp.engine.clip import Conditioning
+from streamapp.engine.controls import check
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
 from streamapp.engine.flow_file import read_flow_file
@@ -63,8 +66,9 @@ def read(path: Path, device: Device, options: Mapping[str, Any]) -> Any:
 
 def build(parts: Any, device: Device, options: Mapping[str, Any]) -> Flux:
     """A checkpoint of components that are on the device."""
-    del options
-    return Flux(device, *parts)
+    checkpoint = Flux(device, *parts)
+    checkpoint.controls = options.get("controls", {})
+    return checkpoint
 
 
 class Flux(MMDiTCheckpoint):
@@ -72,6 +76,8 @@ class Flux(MMDiTCheckpoint):
 
     family = "flux"
     lora_loader = "FluxLoraLoaderMixin"
+    #: ControlNets by name, the engine's own.
+    controls: Mapping[str, flux_controls.FluxControlNet] = MappingProxyType({})
 
     def __init__(self, device: Device, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
         texts = {name: parts[name] for name in ("text_encoder", "text_encoder_2")}
@@ -88,6 +94,13 @@ class Flux(MMDiTCheckpoint):
                 "Flux takes a negative prompt only with true_cfg_scale above 1, at twice the time; leave it out",
                 field="negative_prompt",
             )
+
+    def _check_controls(self, job: Any) -> None:
+        check(job, self.controls, self._transformer.config)
+        flux_controls.check(job, self.controls)
+
+    def _draw_first(self, sample: Sample, generator: torch.Generator) -> None:
+        flux_controls.draw_first(sample, self.controls, inputs.channels(self._vae), generator)
 
     def rows(self, job: Any) -> int:
         """Two only with a negative prompt: guidance itself is an input."""
@@ -121,23 +134,29 @@ class Flux(MMDiTCheckpoint):
         return pack(planes)
 
     def _call(
-        self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, jobs: Sequence[Any]
+        self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, rows: Sequence[Sample]
     ) -> torch.Tensor:
         text = torch.stack([condition.text for condition in conditions]).to(self._dtype)
-        places = torch.zeros(jobs[0].height // TOKEN, jobs[0].width // TOKEN, 3)
+        job = rows[0].job
+        places = torch.zeros(job.height // TOKEN, job.width // TOKEN, 3)
         places[..., 1] += torch.arange(places.shape[0])[:, None]
         places[..., 2] += torch.arange(places.shape[1])
-        guidance = torch.tensor([job.guidance_scale for job in jobs], device=latents.device, dtype=torch.float32)
-        predicted: torch.Tensor = self._transformer(
-            hidden_states=latents,
-            timestep=timesteps.to(self._dtype) / 1000,
-            guidance=guidance if self._distilled else None,
-            pooled_projections=torch.stack([c.pooled for c in conditions if c.pooled is not None]).to(self._dtype),
-            encoder_hidden_states=text,
-            txt_ids=torch.zeros(text.shape[1], 3, device=latents.device, dtype=self._dtype),
-            img_ids=places.reshape(-1, 3).to(latents.device, self._dtype),
-            return_dict=False,
-        )[0]
+        guidance = torch.tensor([row.job.guidance_scale for row in rows], device=latents.device, dtype=torch.float32)
+        given: dict[str, Any] = {
+            "hidden_states": latents,
+            "timestep": timesteps.to(self._dtype) / 1000,
+            "guidance": guidance,
+            "pooled_projections": torch.stack([c.pooled for c in conditions if c.pooled is not None]).to(self._dtype),
+            "encoder_hidden_states": text,
+            "txt_ids": torch.zeros(text.shape[1], 3, device=latents.device, dtype=self._dtype),
+            "img_ids": places.reshape(-1, 3).to(latents.device, self._dtype),
+        }
+        prompts = [condition is row.cond for condition, row in zip(conditions, rows, strict=True)]
+        blocks = (len(self._transformer.transformer_blocks), len(self._transformer.single_transformer_blocks))
+        steering = flux_controls.residuals(self.controls, rows, prompts, given, self._vae, blocks)
+        if not self._distilled:
+            given["guidance"] = None
+        predicted: torch.Tensor = self._transformer(**given, **steering, return_dict=False)[0]
         return predicted
 
     def _planes(self, sample: Sample) -> torch.Tensor:

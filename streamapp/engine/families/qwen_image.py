@@ -102,7 +102,7 @@ class QwenImage(MMDiTCheckpoint):
         return pack(planes)
 
     def _call(
-        self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, jobs: Sequence[Any]
+        self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, rows: Sequence[Sample]
     ) -> torch.Tensor:
         text, mask = _padded([condition.text for condition in conditions])
         predicted: torch.Tensor = self._transformer(
@@ -110,7 +110,7 @@ class QwenImage(MMDiTCheckpoint):
             timestep=timesteps.to(self._dtype) / 1000,
             encoder_hidden_states=text.to(self._dtype),
             encoder_hidden_states_mask=mask,
-            img_shapes=[[(1, jobs[0].height // TOKEN, jobs[0].width // TOKEN)]] * len(conditions),
+            img_shapes=[[(1, rows[0].job.height // TOKEN, rows[0].job.width // TOKEN)]] * len(conditions),
             return_dict=False,
         )[0]
         return predicted

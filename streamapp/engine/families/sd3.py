@@ -120,9 +120,9 @@ class StableDiffusion3(MMDiTCheckpoint):
         return states
 
     def _call(
-        self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, jobs: Sequence[Any]
+        self, conditions: Sequence[Conditioning], latents: torch.Tensor, timesteps: torch.Tensor, rows: Sequence[Sample]
     ) -> torch.Tensor:
-        del jobs
+        del rows
         predicted: torch.Tensor = self._transformer(
             hidden_states=latents,
             timestep=timesteps,
