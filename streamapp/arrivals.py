@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from streamapp.db import Arrivals, LoraRow, ModelRow, TaskRow
 from streamapp.errors import AppError, NotFound, Unavailable
 from streamapp.models.cache import EVICTED, PULLED_FROM
+from streamapp.models.download import NoSpace
 from streamapp.models.fetching import Fetch
 from streamapp.scheduling.cost import estimate
 from streamapp.telemetry import get_logger
@@ -30,6 +31,8 @@ BUSY, QUIET, LEASE = 0.5, 1.0, 10.0
 MOST = 500
 #: Times that a fetch is tried which failed for a reason that may pass, and seconds between two of them.
 TRIES, PAUSE = 3, 5.0
+#: Seconds for which room on the disk is waited for: what is in use now may make some when its tasks have ended.
+ROOM = 600.0
 #: Progress is written when it is this much more than what was written last.
 STEP = 0.01
 Key = tuple[str, str]
@@ -66,6 +69,7 @@ class Wanted:
     fetch: Fetch | None = None
     tries: int = 0
     again_at: float = 0.0
+    full_since: float | None = None
     error: dict[str, Any] | None = None
 
 
@@ -132,7 +136,13 @@ class Arriving:
         fetch = wanted.fetch
         if fetch is not None and not fetch.ended:
             return
-        if fetch is not None and fetch.error is not None:
+        if fetch is not None and fetch.error is not None and fetch.error.get("code") == NoSpace.code:
+            wanted.full_since = now if wanted.full_since is None else wanted.full_since
+            if now - wanted.full_since >= ROOM:
+                wanted.error = fetch.error
+                return
+            wanted.fetch, wanted.tries, wanted.again_at = None, wanted.tries - 1, now + PAUSE
+        elif fetch is not None and fetch.error is not None:
             if not fetch.error.get("retryable") or wanted.tries >= TRIES:
                 wanted.error = fetch.error
                 return

@@ -10,7 +10,7 @@ import pytest
 
 from streamapp import arrivals
 from streamapp.arrivals import Arriving, Fetching
-from streamapp.db import Arrivals, NewTask, State, TaskRow
+from streamapp.db import Arrivals, ModelRow, NewTask, State, TaskRow
 from streamapp.models.cache import EVICTED, marked
 from streamapp.models.cache import save as save_row
 from streamapp.models.fetching import Fetch, Fetches
@@ -132,6 +132,56 @@ async def test_what_may_pass_is_tried_again_a_few_times(
     row = await until(api, looking(api, fetches=site), task_id, lambda row: row.state is not State.FETCHING)
     assert row.error is not None
     assert (site.asked, row.error["code"]) == ([("civitai:123@456", "dream")] * arrivals.TRIES, "unavailable")
+
+
+class Full(Away):
+    """A disk without room until ``free`` says so."""
+
+    def __init__(self, fetches: Fetches) -> None:
+        super().__init__()
+        self.fetches, self.free = fetches, False
+
+    async def start(self, text: str, name: str | None = None, digest: str | None = None) -> Fetch:
+        """Begin, and fail, or not."""
+        if self.free:
+            return await self.fetches.start(text, name, digest)
+        fetch = await super().start(text, name, digest)
+        fetch.error = {"code": "no_space", "message": "what lies there is in use", "retryable": False}
+        return fetch
+
+
+async def test_room_on_the_disk_is_waited_for_but_not_for_ever(
+    evicted: tuple[Api, Double], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, _ = evicted
+    monkeypatch.setattr(arrivals, "PAUSE", 0.0)
+    disk = Full(api.runtime.fetches)
+    loop, task_id = looking(api, fetches=disk), (await api.generate(asked())).data["task_id"]
+    for _ in range(arrivals.TRIES + 3):
+        await loop.turn()
+    assert (await row_of(api, task_id)).state is State.FETCHING
+    assert len(disk.asked) > arrivals.TRIES
+    disk.free = True
+    assert (await until(api, loop, task_id, lambda row: row.state is not State.FETCHING)).state is State.QUEUED
+    row = await api.runtime.registry.model("dream")
+    assert row is not None
+    await save_row(api.runtime.registry, marked(row, EVICTED, value=True))
+    api.runtime.shelf.forget()
+    disk.free = False
+    monkeypatch.setattr(arrivals, "ROOM", 0.0)
+    task_id = (await api.generate(asked())).data["task_id"]
+    ended = await until(api, loop, task_id, lambda row: row.state is not State.FETCHING)
+    assert ended.error is not None
+    assert (ended.state, ended.error["code"]) == (State.FAILED, "no_space")
+
+
+async def test_nothing_is_fetched_for_requests_where_that_is_off(serve: Serve) -> None:
+    async with serve(fetch="off") as api:
+        gone = ModelRow("dream", "1", "sd15", "file:", "models/dream.safetensors", "ab" * 32, 1, {EVICTED: True})
+        await api.runtime.registry.add_model(gone)
+        (await api.generate(asked())).refused(409, "not_here", field="model")
+        reference = {"text": "a", "params": {"model": "civitai:1@2"}}
+        (await api.generate(reference)).refused(404, "not_found", field="model")
 
 
 async def test_another_file_than_the_one_that_was_named_is_never_drawn_with(evicted: tuple[Api, Double]) -> None:
