@@ -40,7 +40,6 @@ from streamapp.worker.status import StatusWriter
 
 if TYPE_CHECKING:
     from streamapp.app import StreamApp
-    from streamapp.worker.loading import Watch
     from streamapp.worker.pictures import Orders
     from streamapp.worker.preparing import Preparing
     from streamapp.worker.worker import Worker
@@ -204,12 +203,11 @@ def _open_work(
     """The worker, and what makes its weights ready; imported here, because the web role has neither."""
     if app.role == "web":
         return None, None
-    from streamapp.worker.loading import Watch
     from streamapp.worker.pictures import Orders
     from streamapp.worker.preparing import Preparing
 
     orders = Orders(app.settings, registry, Inputs(registry.database), storage, fetches.bring)
-    worker = _open_worker(app, claims, orders, storage, clock, Watch(registry, orders.forget))
+    worker = _open_worker(app, claims, orders, storage, clock, registry)
     preparing = Preparing(
         app.settings,
         registry,
@@ -223,10 +221,12 @@ def _open_work(
 
 
 def _open_worker(
-    app: StreamApp, claims: Claims, orders: Orders, storage: Storage, clock: Clock, watch: Watch
+    app: StreamApp, claims: Claims, orders: Orders, storage: Storage, clock: Clock, registry: Registry
 ) -> Worker:
     """The worker with its engine."""
+    from streamapp.worker.ahead import Ahead
     from streamapp.worker.engine import open_drawing
+    from streamapp.worker.loading import Watch
     from streamapp.worker.parts import Parts
     from streamapp.worker.pictures import Publisher
     from streamapp.worker.spool import Spool
@@ -237,16 +237,18 @@ def _open_worker(
     def release(tp: TP) -> None:
         app.consumer.on_buffer_drop(faust.types.TP(*tp))  # Faust asserts its own type here
 
+    drawing, place = open_drawing(app.settings), partial(catalogue.locate, settings=app.settings)
     parts = Parts(
         claims=claims,
-        drawing=open_drawing(app.settings),
+        drawing=drawing,
         spool=spool,
         clock=clock,
         order=orders,
         publish=Publisher(app.settings, spool, clock),
         dead_letter=app.dead_letter,
         release=release,
-        watch=watch,
+        watch=Watch(registry, orders.forget),
+        ahead=Ahead(registry.model, registry.lora, place, drawing.ahead),
     )
     return Worker(app.settings, parts)
 

@@ -1,19 +1,18 @@
 """The RAM tier: checkpoints and LoRA files as they were read, within a budget of bytes, the least recently used go.
 
-Components that several checkpoints share (the same text encoder or VAE, bit for bit) are kept once. A thread of low
-priority reads ahead what will be needed next, so that the disk is waited for while a batch is drawn. Where there is a
+Components that several checkpoints share (the same text encoder or VAE, bit for bit) are kept once. A thread
+reads ahead what will be needed next, so that the disk is waited for while a batch is drawn. Where there is a
 CUDA device the copies are pinned, so that it fetches them by itself.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -25,8 +24,8 @@ from streamapp.engine import components
 from streamapp.engine.tiers import Source, Tier, on_disk, source_of
 from streamapp.engine.weights_file import WeightsFile
 
-#: By how much the thread that reads ahead steps back behind the one that draws.
-NICE = 10
+#: Seconds for which reading ahead may keep the interpreter from the thread that draws.
+SWITCH_S = 0.0002
 
 
 #: Gives a source's components, in the memory of those that it is given if it can use it; raises what is wrong with it.
@@ -125,14 +124,21 @@ class HostWeights:
         self.ahead(source_of(path, "tensors"), lambda _: loose(path))
 
     def ahead(self, source: Source, read: Read) -> None:
-        """Read a source in the background, unless it is here or on its way; what is wrong with it is left to others."""
+        """Read a source in the background, unless it is here or on its way; what is wrong with it is left to others.
+
+        What is larger than the budget is not read: it would not stay.
+        """
         with self._lock:
-            if source in self._kept or source in self._coming:
+            if on_disk(source) > self.budget or source in self._kept or source in self._coming:
                 return
             if self._ahead is None:
-                self._ahead = ThreadPoolExecutor(1, "weights-ahead", initializer=_step_back)
-            future = self._coming[source] = self._ahead.submit(self._keep, source, read)
+                self._ahead = ThreadPoolExecutor(1, "weights-ahead")
+            future = self._coming[source] = self._ahead.submit(self._read_ahead, source, read)
         future.add_done_callback(lambda _: self._arrived(source))
+
+    def _read_ahead(self, source: Source, read: Read) -> Host:
+        with _sharing():
+            return self._keep(source, read)
 
     def settle(self) -> None:
         """Wait until nothing is being read ahead."""
@@ -228,8 +234,15 @@ def _bytes(hosts: Iterable[Host]) -> int:
     return sum({id(content): content.bytes for host in hosts for content in host.contents}.values())
 
 
-def _step_back() -> None:
-    """Let whoever draws go first: on Linux priorities belong to threads."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+@contextmanager
+def _sharing() -> Iterator[None]:
+    """Meanwhile the thread that draws gets the interpreter back at once whenever it comes from the tensor library.
+
+    A lower priority would do harm: whoever steps back while holding the interpreter holds everybody up.
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)

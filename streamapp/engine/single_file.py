@@ -52,11 +52,9 @@ def read_single_file(
     Raises:
         EngineError: ``load_failed`` naming what is missing or of a wrong shape.
     """
-    import diffusers
     from diffusers.loaders import single_file_utils
 
-    # Typed as Any: diffusers annotates neither its converters nor its models' constructors.
-    models: Any = diffusers
+    # Typed as Any: diffusers does not annotate its converters.
     convert: Any = single_file_utils
     state = read_tensors(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -69,17 +67,11 @@ def read_single_file(
     for prefix, what in ((VAE, "VAE"), *encoders):
         if not any(name.startswith(prefix) for name in state):
             raise EngineError("load_failed", f"{path.name} has no {what}: it holds a part of a checkpoint only")
-    again = into if into is not None and into.architecture == parts else None
-    if again is not None:
-        unet, vae = again.unet, again.vae
-    else:
-        with torch.device("meta"):
-            unet, vae = models.UNet2DConditionModel(**parts.unet), models.AutoencoderKL(**parts.vae)
+    unet, vae, old = _modules(parts, into)
     words = tokenizer or tokenizer_of
     try:
         fill(unet, convert.convert_ldm_unet_checkpoint(state, dict(unet.config)), dtype, f"{path.name}: U-Net")
         fill(vae, convert.convert_ldm_vae_checkpoint(state, dict(vae.config)), torch.float32, f"{path.name}: VAE")
-        old = [model for _, model in again.texts] if again is not None else [None] * len(parts.texts)
         texts = tuple(
             (words(text), _text(text, state, dtype, path.name, model))
             for text, model in zip(parts.texts, old, strict=True)
@@ -87,6 +79,18 @@ def read_single_file(
     except KeyError as error:  # what a converter looks for by name
         raise EngineError("load_failed", f"{path.name} lacks {error.args[0]}") from error
     return Components(texts, unet, vae, {**parts.scheduler, **_prediction(state)}, parts)
+
+
+def _modules(parts: Architecture, into: Components | None) -> tuple[Any, Any, list[Any]]:
+    """U-Net, VAE and text encoders to fill: those of ``into`` where they fit, else empty ones (None: to be made)."""
+    import diffusers
+
+    if into is not None and into.architecture == parts:
+        return into.unet, into.vae, [model for _, model in into.texts]
+    # Typed as Any: diffusers does not annotate its models' constructors.
+    models: Any = diffusers
+    with torch.device("meta"):
+        return models.UNet2DConditionModel(**parts.unet), models.AutoencoderKL(**parts.vae), [None] * len(parts.texts)
 
 
 def tokenizer_of(text: Text) -> Any:

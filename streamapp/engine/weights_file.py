@@ -28,6 +28,9 @@ LARGEST_HEADER = 100 * 1024**2
 PIECE = 8 * 1024**2
 #: Buffers of one ``preadv`` (POSIX's IOV_MAX).
 MOST_BUFFERS = 1024
+#: Pages that are asked about, to see whether a file is in the page cache.
+SAMPLE = 256
+_LIBC = ctypes.CDLL(None)
 #: Types by their names in a header.
 TYPES = {
     "F64": torch.float64,
@@ -142,17 +145,16 @@ class WeightsFile:
         return empty.set_(self._storage, (start + begin) // empty.element_size(), shape, strides)
 
     def _cached(self, ranges: Sequence[tuple[int, int]]) -> bool:
-        """Whether the page cache holds the first, the middle and the last page of the ranges, and those between."""
+        """Whether the page cache holds the ranges: a sample of their pages."""
         if not ranges:
             return False
-        page = mmap.PAGESIZE
-        first = ranges[0][0] // page * page
-        pages = -(-(ranges[-1][0] + ranges[-1][1] - first) // page)
-        present = (ctypes.c_ubyte * pages)()
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.mincore(ctypes.c_void_p(self._base + first), ctypes.c_size_t(pages * page), present) != 0:
-            return False
-        return all(value & 1 for value in bytes(present)[:: max(1, pages // 4096)])
+        first, last = ranges[0][0] // mmap.PAGESIZE, (sum(ranges[-1]) - 1) // mmap.PAGESIZE
+        present = ctypes.c_ubyte()
+        for page in range(first, last + 1, max(1, (last - first) // SAMPLE)):
+            at = ctypes.c_void_p(self._base + page * mmap.PAGESIZE)
+            if _LIBC.mincore(at, ctypes.c_size_t(1), ctypes.byref(present)) != 0 or not present.value & 1:
+                return False
+        return True
 
 
 class Views(dict[str, torch.Tensor]):

@@ -59,6 +59,7 @@ class Job:
     height: int
     receipt: Receipt
     since: float
+    loras: tuple[str, ...] = ()
     phase: Phase = Phase.WAITING
     ready_at: float = 0.0
     alone: bool = False  # suspected of killing the engine: runs without neighbours
@@ -80,6 +81,7 @@ class Job:
             params.drawn.height,
             receipt,
             since,
+            tuple(intern(lora.name) for lora in params.loras),
         )
 
     @property

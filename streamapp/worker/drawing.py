@@ -90,6 +90,9 @@ class Drawing(Protocol):
     async def warm(self, model: ModelRow, path: Path) -> float:
         """Load a checkpoint before anybody asks for it; the seconds it took."""
 
+    async def ahead(self, row: ModelRow | LoraRow, path: Path) -> None:
+        """Have weights read into RAM while others draw, unless they are there or nearer."""
+
     def draw(self, order: Order) -> AsyncIterator[Progress | Drawn]:
         """Draw all images of an order; closing the iterator cancels what is left.
 

@@ -10,6 +10,7 @@ from streamapp.broker.record import TP
 from streamapp.clock import Clock
 from streamapp.db import Claims, ImageRow, TaskRow
 from streamapp.records import DeadLetter
+from streamapp.worker.ahead import Ahead
 from streamapp.worker.drawing import Drawing, Drawn, Order
 from streamapp.worker.loading import Watch
 from streamapp.worker.spool import Spool
@@ -42,3 +43,4 @@ class Parts:
     dead_letter: Callable[[DeadLetter], Awaitable[None]]
     release: Callable[[TP], object]
     watch: Watch | None = None
+    ahead: Ahead | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
+from itertools import islice
 from math import inf
 
 PRIORITIES = range(4)
@@ -138,6 +139,18 @@ class Waiting:
                 self._left[self.current] = now
             self.current, self._switched = ticket.model, now
         self.remove(ticket.task_id)
+
+    def soon(self, now: float, switch: Callable[[str], float] = _free, most: int = 4) -> list[Ticket]:
+        """Jobs that will join before long: at most so many of the current model, and of the one that comes next."""
+        others = [name for name in self._models if name != self.current]
+        following = max(others, key=lambda name: self._pull(name, now) / self._run(name, switch), default=None)
+        found: list[Ticket] = []
+        for name in (self.current, following):
+            lanes = self._models.get(name, ()) if name is not None else ()
+            queues = (queue for lane in lanes for queue in lane.users.values())
+            waiting = (entry[2] for queue in queues for entry in queue[:most])
+            found += islice((one for one in waiting if self._tickets.get(one.task_id) is one), most)
+        return found
 
     def models(self) -> Iterator[str]:
         """Models that have waiting jobs."""

@@ -46,6 +46,7 @@ class Worker:
         self.spool = parts.spool
         self.clock = parts.clock
         self.backlog = Backlog(settings.lookahead, parts.release)
+        self._ahead = parts.ahead
         self.draining = False
         self.crowded = False  # the last turn ended because the engine was full
         self.owned: frozenset[TP] = frozenset()
@@ -74,6 +75,8 @@ class Worker:
         for claimed in list(self.lives.running.values()):
             if claimed.task is not None:
                 claimed.task.cancel()
+        if self._ahead is not None:
+            await self._ahead.close()
         await self._leases.close()
         await self._finisher.close()
         await self.drawing.close()
@@ -113,6 +116,7 @@ class Worker:
             await self._look(due)
             await self._join()
             await self._look(self.backlog.fresh(LOOK))
+            self._look_ahead()
 
     async def _expire(self) -> None:
         late = self.backlog.overdue(self.clock.now())
@@ -194,11 +198,7 @@ class Worker:
             return self._pick_suspect(now)
         if any(claimed.job.alone for claimed in self.lives.running.values()):
             return picked
-        tiers = dict(self.drawing.checkpoints)
-
-        def switch(model: str) -> float:
-            return self.lives.rates.switch(model, tier=tiers.get(model, "disk"))
-
+        switch = self._switch()
         while len(picked) < CLAIM:
             ticket = self.backlog.waiting.next(now, switch)
             job = None if ticket is None else self.backlog.get(ticket.task_id)
@@ -218,6 +218,20 @@ class Worker:
             if job.alone:
                 break
         return picked
+
+    def _switch(self) -> Callable[[str], float]:
+        """Seconds that switching to a model takes now, from the tier in which it is."""
+        tiers = dict(self.drawing.checkpoints)
+        return lambda model: self.lives.rates.switch(model, tier=tiers.get(model, "disk"))
+
+    def _look_ahead(self) -> None:
+        """Have what will be needed next brought nearer while the engine draws."""
+        if self._ahead is None or self.draining or not len(self.backlog.waiting):
+            return
+        now = time.monotonic()
+        tickets = self.backlog.waiting.soon(now, self._switch())
+        jobs = [job for job in (self.backlog.get(ticket.task_id) for ticket in tickets) if job is not None]
+        self._ahead.want((job.model for job in jobs), (lora for job in jobs for lora in job.loras), now)
 
     def _pick_suspect(self, now: float) -> list[Job]:
         """After a crash of the engine: one suspect at a time, with nobody beside it."""

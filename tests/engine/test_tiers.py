@@ -12,23 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from streamapp.engine import components, families
-from streamapp.engine.architectures import Architecture, Text
 from streamapp.engine.engine import Engine
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device
 from streamapp.engine.job import Job, LoRA
-from streamapp.engine.single_file import read_single_file
 from streamapp.engine.tiers import Loaded
-from streamapp.models.catalogue import HERE
 from tests.engine import tiny
-from tests.engine.ldm_file import write_ldm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*__array__.*"),
     pytest.mark.filterwarnings("ignore:.*torch_dtype.*"),
 ]
 PLENTY = 1 << 30
-POCKET = HERE / "pocket"
 
 
 def other_than(folder: Path, target: Path, *parts: str, seed: int = 5, **config: Any) -> Path:
@@ -104,37 +99,6 @@ def test_what_does_not_bring_every_tensor_is_refused_by_name_and_writes_nothing(
     with pytest.raises(EngineError, match=r"U-Net lacks conv_out\.bias"):
         components.refill(target.unet, source.unet, "U-Net")
     assert torch.equal(target.unet.conv_in.weight, before)
-
-
-def test_reading_into_the_memory_of_another_checkpoint_writes_all_of_it(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    folder = tmp_path_factory.mktemp("into")
-    first = write_ldm(POCKET, folder / "first.safetensors")
-    state = load_file(first)
-    second = folder / "second.safetensors"
-    save_file({name: tensor + 0.01 if tensor.is_floating_point() else tensor for name, tensor in state.items()}, second)
-    old = read_single_file(first, torch.float32, architecture=pocket(), tokenizer=lambda _: None)
-    places = {name: tensor.data_ptr() for name, tensor in old.unet.state_dict().items()}
-    for _, module in components.modules(old):
-        for tensor in module.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.fill_(float("nan"))
-    again = read_single_file(second, torch.float32, architecture=pocket(), tokenizer=lambda _: None, into=old)
-    fresh = read_single_file(second, torch.float32, architecture=pocket(), tokenizer=lambda _: None)
-    assert {name: tensor.data_ptr() for name, tensor in again.unet.state_dict().items()} == places
-    for (_, ours), (_, theirs) in zip(components.modules(again), components.modules(fresh), strict=True):
-        assert components.same(ours, theirs)
-
-
-def pocket() -> Architecture:
-    """The architecture of the model that ships."""
-
-    def config(part: str) -> dict[str, Any]:
-        found: dict[str, Any] = orjson.loads((POCKET / part / "config.json").read_bytes())
-        return {key: value for key, value in found.items() if not key.startswith("_")}
-
-    return Architecture("pocket", config("unet"), config("vae"), (Text(config("text_encoder")),), {})
 
 
 def test_another_architecture_is_told_apart(one: Path, tmp_path: Path) -> None:

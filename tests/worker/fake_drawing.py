@@ -46,6 +46,9 @@ class FakeDrawing:
         """Nothing to stop."""
         self.state = "closed"
 
+    async def ahead(self, row: Any, path: Any) -> None:
+        """Nothing is read."""
+
     async def warm(self, model: Any, path: Any) -> float:
         """Nothing to load."""
         return 0.0
