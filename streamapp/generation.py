@@ -22,6 +22,14 @@ class LoraRef(BaseModel):
     weight: float = Field(1.0, ge=-2, le=2)
 
 
+class EmbeddingRef(BaseModel):
+    """A learned word (textual inversion) by its registered name, which a prompt holds."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+
+
 class Size(BaseModel):
     """Pixels, width by height."""
 
@@ -112,6 +120,7 @@ class GenerationParams(BaseModel):
     model: str
     family: str
     loras: tuple[LoraRef, ...] = ()
+    embeddings: tuple[EmbeddingRef, ...] = ()
     delivered: Size
     drawn: Size
     steps: int

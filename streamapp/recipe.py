@@ -28,8 +28,8 @@ PACKAGES = ("streamapp", "torch", "diffusers", "transformers")
 class Origin:
     """Facts about a picture that its task's parameters do not hold.
 
-    ``digests`` are the SHA-256 (hex) of the LoRAs by name, ``hashes`` their AutoV3 where known; ``drawn_ms`` is in
-    milliseconds of the database's clock; ``notes`` are the engine's, beside those of the submit.
+    ``digests`` are the SHA-256 (hex) of LoRAs and learned words by name, ``hashes`` their AutoV3 where known;
+    ``drawn_ms`` is in milliseconds of the database's clock; ``notes`` are the engine's, beside those of the submit.
     """
 
     task_id: str
@@ -50,6 +50,7 @@ def image_recipe(params: GenerationParams, origin: Origin) -> dict[str, Any]:
         | ({"autov3": origin.hashes[lora.name]} if lora.name in origin.hashes else {})
         for lora in params.loras
     ]
+    words = [{"name": each.name, "digest": origin.digests.get(each.name, "")} for each in params.embeddings]
     provenance = {
         "schema": SCHEMA,
         "task_id": origin.task_id,
@@ -58,6 +59,7 @@ def image_recipe(params: GenerationParams, origin: Origin) -> dict[str, Any]:
         "family": params.family,
         "model": {"name": params.model, "digest": origin.model_digest},
         "loras": loras,
+        **({"embeddings": words} if words else {}),
         "prompt": params.prompt,
         "drawn_at": str(params.drawn),
         "delivered_at": str(params.delivered),
@@ -118,10 +120,11 @@ def check_provenance(
     remedy = "register that one under this name, or leave provenance out to draw with what is here"
     model = _mapping(provenance.get("model"))
     named = [("model", model.get("name"), model.get("digest"), model_digest)]
-    loras = provenance.get("loras")
-    for entry in loras if isinstance(loras, list | tuple) else ():
-        lora = _mapping(entry)
-        named.append(("LoRA", lora.get("name"), lora.get("digest"), lora_digests.get(str(lora.get("name")), "")))
+    for kind, key in (("LoRA", "loras"), ("learned word", "embeddings")):
+        given = provenance.get(key)
+        entries = map(_mapping, given if isinstance(given, list | tuple) else ())
+        facts = ((entry.get("name"), entry.get("digest")) for entry in entries)
+        named += [(kind, name, digest, lora_digests.get(str(name), "")) for name, digest in facts]
     for kind, name, wanted, found in named:
         if wanted and wanted != found:
             have = f"the one here has {found[:10]}" if found else "there is no such one here"
@@ -200,6 +203,9 @@ def infotext(recipe: Mapping[str, Any]) -> str:
         hashes[f"lora:{lora['name']}"] = lora["digest"][:10]
     if short:
         settings["Lora hashes"] = ", ".join(f"{name}: {value}" for name, value in short.items())
+    if words := origin.get("embeddings"):
+        settings["TI hashes"] = ", ".join(f"{word['name']}: {word['digest'][:12]}" for word in words)
+        hashes |= {f"embed:{word['name']}": word["digest"][:10] for word in words}
     if origin["delivered_at"] != origin["drawn_at"]:
         settings |= {"Postprocess upscale to": origin["delivered_at"], "Postprocess upscaler": "Lanczos"}
     settings |= {"RNG": "CPU", "Version": f"streamapp {origin['versions']['streamapp']}"}

@@ -6,6 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
+from streamapp.models.learned import is_embedding
 from web.answers import API, ok
 from web.models import of_lora
 from web.uploads import upload
@@ -15,7 +16,11 @@ def attach(app: Any) -> None:
     """Add the routes."""
 
     async def loras(_: web.Request) -> web.Response:
-        rows = [row for row in await app.runtime.shelf.loras() if row.family in app.settings.families]
+        rows = [
+            row
+            for row in await app.runtime.shelf.loras()
+            if row.family in app.settings.families and not is_embedding(row)
+        ]
         return ok({"loras": [of_lora(row) for row in rows]})
 
     async def add(request: web.Request) -> web.Response:

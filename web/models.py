@@ -16,6 +16,7 @@ from streamapp.models import quarantine
 from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, Kind
 from streamapp.models.catalogue import PACKAGE, delete_files, locate
 from streamapp.models.families import traits_of
+from streamapp.models.learned import is_embedding
 from streamapp.models.referenced import PENDING
 from streamapp.models.styles import STYLES
 from streamapp.telemetry import get_logger
@@ -34,11 +35,12 @@ def attach(app: Any) -> None:
     async def models(_: web.Request) -> web.Response:
         shelf, served = app.runtime.shelf, app.settings.families
         checkpoints = [row for row in await shelf.models() if row.family in served]
-        loras = [row for row in await shelf.loras() if row.family in served]
+        added = [row for row in await shelf.loras() if row.family in served]
         return ok(
             {
                 "models": [of_model(row) for row in checkpoints],
-                "loras": [of_lora(row) for row in loras],
+                "loras": [of_lora(row) for row in added if not is_embedding(row)],
+                "embeddings": [of_embedding(row) for row in added if is_embedding(row)],
                 "samplers": [*SAMPLERS, AUTO],
                 "styles": [
                     {"name": style.name, "aliases": list(style.aliases), "adds": style.words}
@@ -152,6 +154,11 @@ def of_model(row: ModelRow) -> dict[str, Any]:
 def of_lora(row: LoraRow) -> dict[str, Any]:
     """A LoRA with the words that wake it."""
     return {**_weights(row), "trigger_words": list(row.traits.get("trigger_words") or ())}
+
+
+def of_embedding(row: LoraRow) -> dict[str, Any]:
+    """A learned word with how much of a prompt's window it takes."""
+    return {**_weights(row), "vectors": row.traits.get("vectors")}
 
 
 def _weights(row: ModelRow | LoraRow) -> dict[str, Any]:

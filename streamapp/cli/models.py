@@ -60,6 +60,25 @@ def list_loras(url: str | None, as_json: bool) -> None:
     _print(_registered(lambda registry: registry.loras()) if rows is None else rows, as_json)
 
 
+@click.group(invoke_without_command=True)
+@url_option
+@json_option
+@click.pass_context
+def embeddings(ctx: click.Context, url: str | None, as_json: bool) -> None:
+    """List the learned words (textual inversion), or add one."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_embeddings, url=url, as_json=as_json)
+
+
+@embeddings.command("list")
+@url_option
+@json_option
+def list_embeddings(url: str | None, as_json: bool) -> None:
+    """List the learned words."""
+    rows = _served("embeddings", url)
+    _print(_registered(lambda registry: registry.loras(), learned=True) if rows is None else rows, as_json)
+
+
 FILE = click.Path(path_type=Path, exists=True)
 
 
@@ -86,6 +105,33 @@ def add_lora(name: str, path: Path, family: str, as_json: bool) -> None:
     _add(name, path, "lora", family, as_json)
 
 
+@embeddings.command("add")
+@click.argument("name")
+@click.argument("path", type=FILE)
+@click.option("--family", required=True, help="Family of the models that it fits, such as sd15.")
+@json_option
+def add_embedding(name: str, path: Path, family: str, as_json: bool) -> None:
+    """Register the textual inversion at PATH (.safetensors); prompts use it by writing NAME."""
+    _add(name, path, "embedding", family, as_json)
+
+
+@embeddings.command("remove")
+@click.argument("name")
+def remove_embedding(name: str) -> None:
+    """Forget the learned word NAME; its file stays. Prompts that hold it mean the ordinary word again."""
+    from streamapp.errors import NotFound
+    from streamapp.models.learned import is_embedding
+
+    async def remove(registry: Registry) -> None:
+        row = await registry.lora(name)
+        if row is None or not is_embedding(row):
+            raise NotFound(f"{name} is no learned word here", name=name)
+        await registry.remove_lora(name)
+
+    with_registry(lambda registry, _: remove(registry))
+    click.echo(f"{name} forgotten")
+
+
 def _served(kind: str, url: str | None) -> list[dict[str, Any]] | None:
     """What the running service offers; ``None`` when none answers and none was named."""
     from streamapp.client import Unreachable
@@ -102,11 +148,13 @@ def _served(kind: str, url: str | None) -> list[dict[str, Any]] | None:
         return None
 
 
-def _registered(ask: Callable[[Registry], Awaitable[list[Any]]]) -> list[dict[str, Any]]:
+def _registered(ask: Callable[[Registry], Awaitable[list[Any]]], *, learned: bool = False) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
+    from streamapp.models.learned import is_embedding
+
     rows = with_registry(lambda registry, _: ask(registry))
-    return [{**asdict(row), **_marks(row.traits)} for row in rows]
+    return [{**asdict(row), **_marks(row.traits)} for row in rows if is_embedding(row) == learned]
 
 
 def _marks(traits: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,15 @@ together in one window. The tokenizer and the encoder's own table of tokens are 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from streamapp.engine.errors import EngineError
 
+#: Embeddings of one checkpoint that stay loaded.
+MOST = 256
 #: Tokens of CLIP's windows.
 WINDOW = 75
 #: What a file's only entry is called, and the entries of files for two encoders, in the encoders' order.
@@ -32,6 +34,7 @@ class Embedding:
     digest: str
     count: int = 1
     first: int = -1
+    path: Path | None = None
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -81,9 +84,24 @@ class Embeddings:
         count = max((table.shape[0] for table in vectors.values()), default=1)
         if count > self.longest:
             raise self._refused(name, f"has {count} vectors; a window takes {self.longest}")
-        self._loaded[name.lower()] = Embedding(name, vectors, digest, count, self._last - 1)
+        self._loaded.pop(name.lower(), None)
+        self._loaded[name.lower()] = Embedding(name, vectors, digest, count, self._last - 1, path)
         self._last -= count
         self._names_changed()
+
+    def has(self, name: str, path: Path) -> bool:
+        """Whether this file is loaded under this name; then it counts as used now."""
+        known = self._loaded.get(name.lower())
+        if known is None or known.path != path:
+            return False
+        self._loaded[name.lower()] = self._loaded.pop(name.lower())
+        return True
+
+    def make_room(self, keep: Collection[str]) -> None:
+        """Drop the least recently loaded ones that are too many, but for those named in ``keep``."""
+        idle = [embedding.name for embedding in self._loaded.values() if embedding.name not in keep]
+        for name in idle[: max(0, len(self._loaded) - MOST)]:
+            self.forget(name)
 
     def forget(self, name: str) -> None:
         """Drop an embedding: its name is an ordinary word again; unknown ones are ignored."""
@@ -118,8 +136,7 @@ class Embeddings:
         return [places[token] for token in tokens]
 
     def _names_changed(self) -> None:
-        names = sorted((embedding.name for embedding in self._loaded.values()), key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(_word, names)), re.IGNORECASE) if names else None
+        self._pattern = pattern([embedding.name for embedding in self._loaded.values()])
 
     def _refused(self, name: str, reason: str) -> EngineError:
         return EngineError("incompatible_embedding", f"embedding {name!r} {reason}", embedding=name)
@@ -161,6 +178,12 @@ class Embeddings:
         if any(table.dim() != 2 for table in tables) or len({table.shape[0] for table in tables}) > 1:
             raise self._refused(name, "holds no table of vectors for each encoder")
         return tables
+
+
+def pattern(names: Sequence[str]) -> re.Pattern[str] | None:
+    """Where a prompt names one of these, whatever its case; of two that fit the longer one. None for no names."""
+    longest = sorted(names, key=len, reverse=True)
+    return re.compile("|".join(map(_word, longest)), re.IGNORECASE) if longest else None
 
 
 def _word(name: str) -> str:

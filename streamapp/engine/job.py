@@ -52,6 +52,8 @@ class Job:
     ``latent`` (the diffusers pipeline's layout, ``(4, height / 8, width / 8)``). ``true_cfg_scale`` above 1 gives Flux,
     whose guidance is an input, the second branch that a negative prompt needs; other families take 1 only.
 
+    ``embeddings`` are learned words that its prompts rely on: it is refused while one is not loaded.
+
     ``image`` is a picture to start from and ``mask_image`` is white where it is drawn anew, both of the job's size and
     what :func:`~streamapp.engine.preprocess.rgb` reads; ``strength`` (above 0, at most 1) is the share of the steps
     that is done, 0.8 unless given and 1 with a mask. :mod:`streamapp.engine.images` resizes, pads and crops them.
@@ -71,6 +73,7 @@ class Job:
     num_images: int = 1
     clip_skip: int = 1
     loras: tuple[LoRA, ...] | list[LoRA] = ()
+    embeddings: tuple[str, ...] = ()
     image: Any = None
     mask_image: Any = None
     strength: float | None = None
@@ -113,12 +116,16 @@ class Job:
     def _pictures(self) -> tuple[tuple[Any, str], ...]:
         return (self.image, "image"), (self.mask_image, "mask")
 
-    def require(self, loras: Container[str], controls: Collection[str]) -> None:
-        """Refuse the job when a LoRA or ControlNet that it names is not loaded.
+    def require(self, loras: Container[str], controls: Collection[str], embeddings: Container[str]) -> None:
+        """Refuse the job when a LoRA, a ControlNet or a learned word that it names is not loaded.
 
         Raises:
-            EngineError: ``unknown_lora`` or ``unknown_control``.
+            EngineError: ``unknown_lora``, ``unknown_control`` or ``unknown_embedding``.
         """
+        for name in self.embeddings:
+            if name not in embeddings:
+                message = f"embedding {name!r} is not loaded for {self.model!r}"
+                raise EngineError("unknown_embedding", message, field="embeddings")
         for lora in self.loras:
             if lora.name not in loras:
                 raise EngineError("unknown_lora", f"LoRA {lora.name!r} is not loaded for {self.model!r}", field="loras")

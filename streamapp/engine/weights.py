@@ -178,14 +178,20 @@ class Weights:
         self._fail(lacking, EngineError("unknown_lora", message, field="loras"))
 
     def load_embedding(self, name: str, path: str | Path, model: str) -> None:
-        """Let prompts of ``model`` name a learned word (textual inversion).
+        """Let prompts of ``model`` name a learned word (textual inversion); a file that is loaded is not read again.
+
+        Of a checkpoint's 256 stay; the least recently loaded ones that no waiting job names go first.
 
         Raises:
             EngineError: ``incompatible_embedding`` for one of another family, ``load_failed`` for an unreadable file,
                 ``invalid_job`` while jobs that name another one of this name wait.
         """
+        known = self._checkpoint(model).embeddings
+        if known.has(name, Path(path)):
+            return
         self._unnamed(name)
-        self._checkpoint(model).embeddings.load(name, Path(path))
+        known.load(name, Path(path))
+        known.make_room({name, *(each for sample in self._queue for each in self._named(sample))})
 
     def unload_embedding(self, name: str) -> None:
         """Forget a learned word everywhere (``invalid_job`` while jobs that name it wait)."""
@@ -211,7 +217,7 @@ class Weights:
     def _complete(self, job: Job) -> Checkpoint:
         """The checkpoint of a job whose weights are all here."""
         checkpoint = self._checkpoint(job.model)
-        job.require(checkpoint.adapters, self._controls)
+        job.require(checkpoint.adapters, self._controls, checkpoint.embeddings.sizes)
         return checkpoint
 
     def _identity(self, sample: Sample) -> dict[str, str]:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from streamapp.db.rows import LoraRow, ModelRow
-from streamapp.errors import InvalidRequest, NotFound
+from streamapp.errors import Conflict, InvalidRequest, NotFound
 from streamapp.models.digest import autov3, folder_files, identify
 from streamapp.models.families import family as known_family
 from streamapp.models.families import family_of_file
 from streamapp.models.folders import folder_traits
+from streamapp.models.learned import EMBEDDING, check_embedding, is_embedding
 from streamapp.models.place import place
 from streamapp.models.safe import LoraHeader, check_folder, check_lora, check_model
 from streamapp.models.verified import note_weights
@@ -64,6 +65,9 @@ class Registered(Protocol):
     async def add_lora(self, row: LoraRow) -> None:
         """Insert or replace by name and version."""
 
+    async def lora(self, name: str, version: str | None = None) -> LoraRow | None:
+        """The newest of that name."""
+
 
 class Seeded(Registered, Protocol):
     """The part of the registry that is read before the model that ships is written to it."""
@@ -112,7 +116,9 @@ def locate(row: ModelRow | LoraRow, settings: Settings) -> Path:
         for part in folder_files(path):
             if part.is_symlink() and not part.resolve().is_relative_to(root):
                 inside = part.relative_to(path)
-                raise InvalidRequest(f"{row.name}: {inside} is a link that leads out of the models folder", field="model")
+                raise InvalidRequest(
+                    f"{row.name}: {inside} is a link that leads out of the models folder", field="model"
+                )
     return path
 
 
@@ -155,7 +161,7 @@ async def add_file(
 ) -> ModelRow | LoraRow:
     """Register a local ``.safetensors`` file, or a diffusers folder; the version is the start of its digest.
 
-    ``kind`` is ``model`` or ``lora``.
+    ``kind`` is ``model``, ``lora`` or ``embedding``; a learned word and a LoRA have names of their own.
 
     What lies outside the data folder's ``models`` is linked into it (copied across file systems), so that the row's
     path holds on every machine that shares the folder.
@@ -164,6 +170,7 @@ async def add_file(
         InvalidRequest: for a bad name, an unknown family, pickled or malformed weights, a LoRA of a kind that cannot
             be applied, or a file of the other kind.
         NotFound: when there is nothing at ``path``.
+        Conflict: a LoRA has the name of a learned word, or the other way round.
     """
     if not NAME.match(name):
         raise InvalidRequest(
@@ -171,9 +178,12 @@ async def add_file(
             field="name",
         )
     known_family(family)
-    if kind not in ("model", "lora"):
-        raise InvalidRequest(f"kind {kind!r} must be model or lora", field="kind")
+    if kind not in ("model", "lora", EMBEDDING):
+        raise InvalidRequest(f"kind {kind!r} must be model, lora or embedding", field="kind")
     row = await asyncio.to_thread(_register, models_root(settings), name, path, kind, family)
+    if isinstance(row, LoraRow) and (other := await registry.lora(name)) and is_embedding(other) != is_embedding(row):
+        what = "a learned word" if is_embedding(other) else "a LoRA"
+        raise Conflict(f"{name} is the name of {what}: choose another name", name=name)
     await asyncio.to_thread(note_weights, row, models_root(settings) / row.path, notes_root(settings))
     await (registry.add_lora(row) if isinstance(row, LoraRow) else registry.add_model(row))
     return row
@@ -185,7 +195,9 @@ def _register(root: Path, name: str, path: Path, kind: str, family: str) -> Mode
         raise NotFound(f"there is nothing at {path}", path=str(path))
     header: LoraHeader | None = None
     told: dict[str, Any] = {}
-    if kind == "lora":
+    if kind == EMBEDDING:
+        told = check_embedding(path, family)
+    elif kind == "lora":
         header = check_lora(path)
     elif path.is_dir():
         check_folder(path)
@@ -197,6 +209,8 @@ def _register(root: Path, name: str, path: Path, kind: str, family: str) -> Mode
     inside = place(root, path, f"{kind}s", name, digest)
     common: dict[str, Any] = {"version": digest[:10], "family": family, "source": LOCAL, "path": inside.as_posix()}
     common |= {"digest": digest, "size": size}
+    if kind == EMBEDDING:
+        return LoraRow(name=name, **common, traits={**told, "autov3": autov3(path)})
     if header is None:
         return ModelRow(name=name, **common, traits=told)
     traits = {

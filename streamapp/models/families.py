@@ -56,6 +56,7 @@ class Family:
         guided: whether guidance takes a second branch of its own; where not, a negative prompt needs
             ``true_cfg_scale``.
         unguided: variants that know no guidance at all.
+        encoders: text encoders that learned words have vectors for; 0 where it takes none.
         files: whether single files of it can be drawn, beside diffusers folders.
         pipelines: what the index of such a folder calls its pipeline.
     """
@@ -68,6 +69,7 @@ class Family:
     flow: bool = False
     guided: bool = True
     unguided: frozenset[str] = frozenset()
+    encoders: int = 0
     files: bool = True
     pipelines: tuple[str, ...] = ()
 
@@ -83,6 +85,7 @@ FAMILIES: Mapping[str, Family] = {
         "sd15",
         "Stable Diffusion 1.x",
         Traits(native=512, min_side=256, max_side=1024, max_pixels=768 * 1024),
+        encoders=1,
         pipelines=("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "LatentConsistencyModelPipeline"),
     ),
     # Trained at about one megapixel in forty aspect ratios, the longest of them 4:1; far below it falls apart.
@@ -90,6 +93,7 @@ FAMILIES: Mapping[str, Family] = {
         "sdxl",
         "Stable Diffusion XL",
         Traits(native=1024, min_side=512, max_side=2048, max_pixels=1024 * 1536, steps=30, guidance=6.0),
+        encoders=2,
         pipelines=("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"),
     ),
     # Trained at about one megapixel, 3.5 medium up to 1440 pixels a side.

@@ -29,7 +29,7 @@ from streamapp.settings import Settings
 from streamapp.submit.fallback import clip_skip_of, unless_quarantined, with_fallback
 from streamapp.submit.guidance import guidance_of, sampler_of, steps_left
 from streamapp.submit.inputs import described, fitting, start_of
-from streamapp.submit.weights import Absent, find_fallback, find_loras, find_model
+from streamapp.submit.weights import Absent, find_embeddings, find_fallback, find_loras, find_model, refs
 
 if TYPE_CHECKING:
     from streamapp.runtime import Runtime
@@ -111,10 +111,12 @@ async def submit(runtime: Runtime, submission: Submission, user: str) -> Accepte
     absent = Absent(submission.prefetch and settings.fetch != "off", runtime.references)
     model = await find_model(shelf, submission.model, settings, absent)
     loras = await find_loras(shelf, submission.loras, model, absent)
+    said = styled(submission.text, submission.style), submission.negative or ""
+    embeddings = await find_embeddings(shelf, model, *said)
     start = await start_of(runtime, submission, model)
     params = await with_fallback(
         submission,
-        _resolve(submission, model, loras, start),
+        _resolve(submission, model, loras, start).model_copy(update={"embeddings": refs(embeddings)}),
         model,
         loras,
         settings,
@@ -126,7 +128,7 @@ async def submit(runtime: Runtime, submission: Submission, user: str) -> Accepte
         check_provenance(
             submission.provenance,
             model_digest=model.digest,
-            lora_digests={lora.name: lora.digest for lora in loras},
+            lora_digests={row.name: row.digest for row in (*loras, *embeddings)},
             prompt=params.prompt,
             drawn=str(params.drawn),
         )

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from streamapp.db import LoraRow, ModelRow
 from streamapp.engine.job import MAX_ADAPTERS
 from streamapp.errors import InvalidRequest, Unavailable
-from streamapp.generation import LoraRef
+from streamapp.generation import EmbeddingRef, LoraRef
 from streamapp.models import quarantine
 from streamapp.models.cache import EVICTED, PULLED_FROM, Kind, kind_of
 from streamapp.models.catalogue import POCKET
+from streamapp.models.learned import is_embedding, named
 from streamapp.models.referenced import PENDING, References, Unfit
 from streamapp.models.registered import how_to_pull
 from streamapp.settings import Settings
@@ -174,6 +175,8 @@ async def find_loras(
             row = coming if isinstance(coming, LoraRow) else None
         if row is None:
             raise _unknown("LoRA", name, [lora.name for lora in await shelf.loras()])
+        if is_embedding(row):
+            raise InvalidRequest(f"{name} is a learned word, no LoRA: write it in the text", field="loras")
         if row.family != model.family:
             raise Unfit(
                 f"LoRA {name} fits models of family {row.family}, and {model.name} is of {model.family}", field="loras"
@@ -185,6 +188,25 @@ async def find_loras(
     if doubled := next((row.name for row in rows if rows.count(row) > 1), None):
         raise InvalidRequest(f"LoRA {doubled} is named twice: add up its weights", field="loras")
     return rows
+
+
+async def find_embeddings(shelf: Shelf, model: ModelRow, *texts: str) -> list[LoraRow]:
+    """The learned words that the texts name, of those that fit the model.
+
+    Raises:
+        Quarantined: one failed to load too often.
+    """
+    newest = {row.name: row for row in await shelf.loras() if row.family == model.family and is_embedding(row)}
+    rows = [await shelf.lora(row.name) for row in named(newest.values(), *texts)]
+    found = [row for row in rows if row is not None]
+    for row in found:
+        quarantine.refuse(row)
+    return found
+
+
+def refs(embeddings: Sequence[LoraRow]) -> tuple[EmbeddingRef, ...]:
+    """Learned words as a task names them."""
+    return tuple(EmbeddingRef(name=row.name) for row in embeddings)
 
 
 def _unknown(kind: str, name: str, known: Sequence[str]) -> InvalidRequest:

@@ -36,6 +36,12 @@ class Order:
     model_path: Path
     loras: tuple[tuple[LoraRow, Path, float], ...] = ()
     files: Files | None = None
+    embeddings: tuple[tuple[LoraRow, Path], ...] = ()
+
+    @property
+    def added(self) -> tuple[LoraRow, ...]:
+        """The LoRAs and learned words."""
+        return (*(row for row, _, _ in self.loras), *(row for row, _ in self.embeddings))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from streamapp.engine.events import Event, Picture
 from streamapp.engine.job import Job, LoRA
 from streamapp.errors import AppError
 from streamapp.models.catalogue import notes_root
+from streamapp.models.learned import token, with_tokens
 from streamapp.models.verified import check_weights
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
@@ -32,7 +33,7 @@ log = get_logger(__name__)
 SAME_CRASH = 2.0
 CRASHED = "engine_crashed"
 #: The engine does not know weights that were loaded before: loading them again helps.
-FORGOTTEN = frozenset({"unknown_model", "unknown_lora"})
+FORGOTTEN = frozenset({"unknown_model", "unknown_lora", "unknown_embedding"})
 
 
 class EngineDrawing:
@@ -131,6 +132,7 @@ class EngineDrawing:
                 loaded = await self._resident.model(order.model, order.model_path)
                 self._resident.drawn_with[order.row.id] = order.model.name
                 styles = [await self._resident.lora(lora, path, order.model.name) for lora, path, _ in order.loras]
+                await self._resident.words(order)
             except EngineError as error:
                 await asyncio.sleep(0.1)  # the events of the same crash are on their way
                 raise self._meaning(error, order.row.id) from error
@@ -196,12 +198,12 @@ def _code(error: Any) -> str:
 
 def engine_job(order: Order) -> Job:
     """An order in the engine's own form; decodes the picture that it starts from: call it in threads."""
-    params = order.row.params
+    params, words = order.row.params, [word for word, _ in order.embeddings]
     image, mask = (None, None) if order.files is None else framed(order.files, params)
     return Job(
         model=params.model,
-        prompt=params.prompt,
-        negative_prompt=params.negative_prompt,
+        prompt=with_tokens(params.prompt, words),
+        negative_prompt=None if params.negative_prompt is None else with_tokens(params.negative_prompt, words),
         width=params.drawn.width,
         height=params.drawn.height,
         num_inference_steps=params.steps,
@@ -212,6 +214,7 @@ def engine_job(order: Order) -> Job:
         num_images=params.n,
         clip_skip=params.clip_skip,
         loras=tuple(adapters((lora.name, weight) for lora, _, weight in order.loras)),
+        embeddings=tuple(token(word) for word in words),
         image=image,
         mask_image=mask,
         strength=None if params.start is None else params.start.strength,

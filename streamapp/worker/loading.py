@@ -13,9 +13,12 @@ from streamapp.telemetry import get_logger
 
 log = get_logger(__name__)
 Row = ModelRow | LoraRow
-#: Failures of the engine, the moment or the choice of LoRA: they say nothing about the file.
+#: Failures of the engine, the moment or the choice of LoRA or learned word: they say nothing about the file.
 OTHERS = frozenset(
-    {"engine_closed", "engine_crashed", "unknown_model", "unknown_lora", "incompatible_lora", "unavailable"}
+    [
+        *("engine_closed", "engine_crashed", "unavailable", "unknown_model"),
+        *("unknown_lora", "incompatible_lora", "unknown_embedding", "incompatible_embedding"),
+    ]
 )
 #: They may not count against the file, but the same load may succeed later.
 PASSING = frozenset({"out_of_memory"})

@@ -62,9 +62,10 @@ class Orders:
         """
         model, path = await self._model(row.params.model)
         loras = [(*await self._lora(lora.name), lora.weight) for lora in row.params.loras]
+        words = [await self._lora(each.name) for each in row.params.embeddings]
         start = row.params.start
         files = None if start is None else await fetch(self._storage, self._inputs, start)
-        return Order(row, model, path, tuple(loras), files)
+        return Order(row, model, path, tuple(loras), files, tuple(words))
 
     async def checkpoint(self, name: str) -> tuple[ModelRow, Path]:
         """A checkpoint and where it lies on this host, waiting for it to come as long as it comes.
@@ -158,7 +159,7 @@ class Publisher:
             index=drawn.index,
             model_digest=order.model.digest,
             drawn_ms=self._clock.now(),
-            digests={lora.name: lora.digest for lora, _, _ in order.loras},
+            digests={row.name: row.digest for row in order.added},
             hashes={lora.name: str(lora.traits["autov3"]) for lora, _, _ in order.loras if "autov3" in lora.traits},
             device=self._device,
             precision=drawn.precision,

@@ -13,6 +13,7 @@ from streamapp.engine.aio import AsyncEngine
 from streamapp.engine.errors import EngineError
 from streamapp.engine.tiers import Loaded
 from streamapp.engine.variants import variant_of
+from streamapp.models.learned import token
 from streamapp.telemetry import get_logger
 from streamapp.worker.drawing import Order
 from streamapp.worker.loading import loading
@@ -111,6 +112,13 @@ class Resident:
             )
         self._adapters.move_to_end(key)
         return fresh
+
+    async def words(self, order: Order) -> None:
+        """Load the learned words that an order's prompts name; the engine knows which it has, and reads none twice."""
+        for row, path in order.embeddings:
+            with loading(row):
+                await asyncio.to_thread(self._check, row, path)
+                await self._engine.load_embedding(token(row), path, order.model.name)
 
     async def ahead(self, row: ModelRow | LoraRow, path: Path) -> None:
         """Have weights read into RAM while others draw, unless they are nearer already."""

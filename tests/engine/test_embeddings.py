@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from streamapp.engine import EngineError, EngineProcess
+from streamapp.engine import EngineError, EngineProcess, embeddings
 from streamapp.engine.clip import Encodings
 from streamapp.engine.embeddings import Embedding
 from streamapp.engine.families.fake import FakeCheckpoint
@@ -203,6 +203,27 @@ def test_of_two_names_the_longer_one_is_meant() -> None:
     assert known.named("badly", "a <X>") == {"<x>": "<x>"}
     with pytest.raises(EngineError, match="its name is a word in prompts"):
         known.load(" ", Path("nowhere"))
+
+
+def test_only_so_many_stay_and_none_is_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "MOST", 2)
+    known = FakeCheckpoint(Path("fake"), {}).embeddings
+    for name in ("a", "b", "c"):
+        known.load(name, Path(name))
+    assert known.has("A", Path("a"))
+    assert not known.has("a", Path("another"))
+    known.make_room({"b"})
+    assert set(known.sizes) == {"a", "b"}
+
+
+def test_a_job_that_relies_on_a_word_is_refused_without_it(sd15: tuple[Any, Path], load: Load, one: Path) -> None:
+    engine = load(sd15[1], "sd15")
+    wanted = job(prompt="a toy", embeddings=("toy",))
+    with pytest.raises(EngineError, match="embedding 'toy' is not loaded for 'm'") as refused:
+        engine.submit(wanted)
+    assert refused.value.code == "unknown_embedding"
+    engine.load_embedding("toy", one, model="m")
+    assert draw(engine, [wanted])
 
 
 def test_a_new_child_gets_the_words_that_the_last_one_had() -> None:

@@ -33,6 +33,10 @@ class Shelf:
     async def add_lora(self, row: LoraRow) -> None:
         self.rows.append(row)
 
+    async def lora(self, name: str, version: str | None = None) -> LoraRow | None:
+        assert version is None
+        return next((row for row in self.rows if isinstance(row, LoraRow) and row.name == name), None)
+
     async def model(self, name: str, version: str | None = None) -> ModelRow | None:
         found = (row for row in self.rows if isinstance(row, ModelRow) and (row.name, row.version) == (name, version))
         return next(found, None)
