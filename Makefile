@@ -43,6 +43,10 @@ bench-pipeline: venv  ## the service against the plain recipe, into benchmarks/r
 bench-engine: venv  ## what the engine adds to its forwards, into benchmarks/results/engine.json (ARGS="--quick")
 	@$(PYTHON) -m benchmarks.engine $(ARGS)
 
+.PHONY: gpu-check
+gpu-check: venv  ## everything that needs a CUDA device; without one it says so (ARGS="--only sd15 --out gpu.json")
+	@$(PYTHON) -m benchmarks.gpu $(ARGS)
+
 pocket: venv  ## train the small model that ships, into the user's cache: some three hours on two cores, stop it at any time
 	@$(PYTHON) -m streamapp.training.pocket $(ARGS)
 

@@ -1,0 +1,1 @@
+"""What needs a CUDA device: equality, speed and memory at true scale, with random weights."""
