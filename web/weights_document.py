@@ -15,7 +15,7 @@ NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "stri
 
 def weights() -> dict[str, Any]:
     """The paths."""
-    every = operation("models", "What can be drawn with", "Models, LoRAs, samplers, styles.", in_data(LOOSE))
+    every = operation("models", "What can be drawn with", "Models, LoRAs, learned words, samplers, styles.", in_data(LOOSE))
     loras = operation("models", "List the LoRAs", "Those of the families served.", in_data(record({"loras": _list()})))
     fetches = operation(
         "models", "List the fetches of this process", "Newest first.", in_data(record({"fetches": _list(_fetch())}))
