@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check lint types format chaos bench-pipeline bench-engine servers pocket pocket-report lock clean
+.PHONY: help venv demo up test check lint types format chaos bench-pipeline bench-engine bench-models servers pocket pocket-report lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ pocket: venv  ## train the small model that ships, into the user's cache: some t
 
 pocket-report: venv  ## draw the same prompts with the model that ships and the one that was trained, and judge both
 	@$(PYTHON) -m streamapp.training.pocket report $(ARGS)
+
+bench-models: venv  ## loading from disk, RAM and network, into benchmarks/results/models.json (ARGS="--quick")
+	@$(PYTHON) -m benchmarks.models $(ARGS)
 
 servers: venv  ## run Kafka, MariaDB and S3 on loopback and print the environment that points at them
 	@$(PYTHON) -m tests.servers up

@@ -1,0 +1,1 @@
+"""How fast weights come from disk, RAM and the network, against what the machine can do."""
