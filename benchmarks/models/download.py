@@ -70,7 +70,7 @@ def download(folder: Path, rounds: int, size: int = 1 << 30) -> Figure:
                 theirs.append(_curl(url, folder))
     finally:
         server.kill()
-        server.wait()
+        server.communicate()
     facts = {"CPU seconds per GB": round(min(cpu) / (size / 1e9), 2), "GB": round(size / 1e9, 3)}
     return Figure("P6f", ratios(ours, theirs), rounds, {"ours": summary(ours), "curl": summary(theirs)}, facts)
 
