@@ -71,6 +71,10 @@ class Costs:
         slope = max(0.0, (end - start) / (last - first)) if last > first else 0.0
         return end + slope * (rows - last)
 
+    def longest(self, rows: int) -> float | None:
+        """Most seconds of a tick with this many rows, of the last ones; None until it was seen often enough."""
+        return max(self._seen[rows]) if self.times(rows) >= BELIEVED else None
+
     def fitting(self, limit: int) -> int | None:
         """Rows whose peak stays below ``limit`` bytes, by the line through what was measured; None: not known."""
         if len(self._peaks) < 2:
@@ -114,6 +118,11 @@ class Caps:
             return most
         costs = self._costs.get(sample.key)
         return sample.rows if costs is None else self._best(costs, sample.rows, most, wanted)
+
+    def expected(self, sample: Sample, rows: int) -> float | None:
+        """Seconds that a tick of a sample's key may well take with this many rows; None where that is not known."""
+        costs = self._costs.get(sample.key)
+        return None if costs is None else costs.longest(rows)
 
     def learned(self) -> list[dict[str, Any]]:
         """Samples at a time that pay, of the kinds drawn last; while batches still grow, the most there may be."""

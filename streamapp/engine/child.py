@@ -17,7 +17,6 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-from streamapp.engine.decoder import Decoder
 from streamapp.engine.engine import Engine
 from streamapp.engine.events import Event
 from streamapp.engine.host import run_command
@@ -37,14 +36,14 @@ class Child:
         self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._tick_began: float | None = None
-        self._decoder: Decoder | None = None
+        self._engine: Engine | None = None
 
     def run(self) -> None:
         """Serve until the parent closes the pipe."""
         threading.Thread(target=self._read, name="calls", daemon=True).start()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
         engine = Engine(**self._options)
-        self._decoder = engine.decoder
+        self._engine = engine
         engine.decoder.wake = lambda: self._calls.put(None)
         self._send(Ready())
         told, kept = 0.0, time.monotonic()
@@ -91,10 +90,11 @@ class Child:
 
     def _beat(self) -> None:
         while True:
-            decoder = self._decoder
-            begun = [self._tick_began, decoder.began if decoder is not None else None]
-            since = min((began for began in begun if began is not None), default=None)
-            self._send(Beat(0.0 if since is None else time.monotonic() - since))
+            engine, now = self._engine, time.monotonic()
+            begun = [self._tick_began, None if engine is None else engine.decoder.began]
+            since = min((began for began in begun if began is not None), default=now)
+            began, expected = (None if engine is None else engine.ticks.under_way) or (now, 0.0)
+            self._send(Beat(now - since, now - began, expected))
             time.sleep(BEAT_S)
 
 

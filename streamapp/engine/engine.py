@@ -74,7 +74,7 @@ class Engine(Weights):
         self._events: list[Event] = []
         #: Makes pictures of finished samples beside the ticks; its ``wake`` is called after each.
         self.decoder = Decoder(self.memory, lane_of(device), clock, decode_queue)
-        self._ticks = Ticks(self.caps, self.memory, clock, preview_every, self.decoder.wait_all, self.admission)
+        self.ticks = Ticks(self.caps, self.memory, clock, preview_every, self.decoder.wait_all, self.admission)
         self._names = count(1)
 
     # Jobs.
@@ -175,7 +175,7 @@ class Engine(Weights):
 
     def _tick(self, batch: list[Sample]) -> None:
         try:
-            self._events += self._ticks.run(self._checkpoints[batch[0].job.model], batch)
+            self._events += self.ticks.run(self._checkpoints[batch[0].job.model], batch)
         except MemoryShort as short:
             self._queue.part(batch, short.rows)
         except EngineError as error:
@@ -210,7 +210,7 @@ class Engine(Weights):
             "decoding": len(self.decoder.samples),
             **self._sizes(),
             "batches": self.caps.learned(),
-            "ticks": list(self._ticks.figures),
+            "ticks": list(self.ticks.figures),
         }
 
     def close(self) -> None:

@@ -31,6 +31,13 @@ from streamapp.engine.wire import Beat, Call, Happened, Ready, Reply
 #: Pause before another start after a child that died young, doubling up to the last.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 30.0
 YOUNG_S = 30.0
+#: A forward is stuck after so many times what it should take, and not before so many seconds.
+STUCK_TIMES, STUCK_S = 30.0, 20.0
+
+
+def stuck(beat: Beat) -> bool:
+    """Whether a forward takes far longer than the longest of the ones like it."""
+    return beat.expected_s > 0 and beat.tick_s > max(STUCK_S, STUCK_TIMES * beat.expected_s)
 
 
 class EngineProcess(WeightCalls):
@@ -40,7 +47,8 @@ class EngineProcess(WeightCalls):
         device, dtype, max_batch_rows, threads, options: the engine's own, JSON-serialisable.
         clock: monotonic seconds, by which a child counts as hung.
         start_grace: seconds the child may take until it is ready (imports, device); then it is killed.
-        hung_after: seconds without a heartbeat, or in one tick, after which the child counts as hung and is killed.
+        hung_after: seconds without a heartbeat, or in one step, after which the child counts as hung and is killed; a
+            forward like others before it counts as hung sooner, see :func:`stuck`.
         attempts: children that may die while they hold a job, until it fails; with 1 nothing is drawn twice, and the
             caller decides.
         keep_every: seconds between two states of each running sample that the parent is told (0: none).
@@ -215,9 +223,9 @@ class EngineProcess(WeightCalls):
                     self.state = "ready"
                     for call in [*self._weights, *self._unfinished.again()]:
                         self._send(call)
-            case Beat(busy_s=busy_s):
-                if busy_s > self._hung_after:
-                    raise EOFError("hung in a tick")
+            case Beat():
+                if message.busy_s > self._hung_after or stuck(message):
+                    raise EOFError("hung")
             case Reply():
                 self._answered(message)
             case Happened():

@@ -50,6 +50,8 @@ class Ticks:
         self._preview_every = preview_every
         self._relieve = relieve
         self._admission = admission
+        #: When the tick under way began and the seconds it is expected to take; None: none is, or nobody knows.
+        self.under_way: tuple[float, float] | None = None
         self.figures: deque[dict[str, Any]] = deque(maxlen=KEPT_TICKS)
 
     def run(self, checkpoint: Checkpoint, batch: Sequence[Sample]) -> list[Event]:
@@ -61,15 +63,12 @@ class Ticks:
         """
         rows = sum(sample.rows for sample in batch)
         began = self._clock()
-        fitted = self._fitted(lambda: checkpoint.denoise(batch))
-        if not fitted and self._relieve():
-            self._memory.free()
-            fitted = self._fitted(lambda: checkpoint.denoise(batch))
-        if not fitted:
-            if len(batch) == 1:
-                raise too_large(batch[0].job)
-            raise MemoryShort(self._caps.halve(batch[0], rows))
-        forward = checkpoint.forward_s()
+        expected = self._caps.expected(batch[0], rows)
+        self.under_way = None if expected is None else (began, expected)
+        try:
+            forward = self._forward(checkpoint, batch, rows)
+        finally:
+            self.under_way = None
         wall = self._clock() - began
         memory = self._memory.peak()
         self._caps.learn(batch[0], rows, wall, memory)
@@ -82,6 +81,18 @@ class Ticks:
             sample.spent("denoise", wall)
         events = [Event(s.job_id, s.index, "progress", (s.step, s.steps)) for s in batch]
         return events + self._previews(checkpoint, batch) if self._preview_every else events
+
+    def _forward(self, checkpoint: Checkpoint, batch: Sequence[Sample], rows: int) -> float:
+        """Of the whole batch; seconds of the denoiser's own."""
+        fitted = self._fitted(lambda: checkpoint.denoise(batch))
+        if not fitted and self._relieve():
+            self._memory.free()
+            fitted = self._fitted(lambda: checkpoint.denoise(batch))
+        if fitted:
+            return checkpoint.forward_s()
+        if len(batch) == 1:
+            raise too_large(batch[0].job)
+        raise MemoryShort(self._caps.halve(batch[0], rows))
 
     def _fitted(self, work: Callable[[], None]) -> bool:
         """Whether there was memory for it."""

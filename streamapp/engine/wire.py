@@ -45,6 +45,14 @@ class Ready:
 
 @dataclass(frozen=True)
 class Beat:
-    """Child → parent, from a thread of its own: alive; ``busy_s`` seconds in a tick or a decoding (0: in none)."""
+    """Child → parent, from a thread of its own: alive.
+
+    Attributes:
+        busy_s: seconds in a step or a decoding; 0: in none.
+        tick_s: seconds in a forward like ones before it; 0: in none.
+        expected_s: how long the longest of those took.
+    """
 
     busy_s: float
+    tick_s: float = 0.0
+    expected_s: float = 0.0

@@ -230,7 +230,7 @@ def test_hosts_take_calls_while_they_wait_for_a_picture(gate: Gate, kind: str) -
 
 def test_a_decode_that_hangs_is_noticed() -> None:
     """The child looks idle otherwise, as nothing ticks."""
-    host = EngineProcess(hung_after=1.5, attempts=1, options={"decode_s": 3600.0})
+    host = EngineProcess(hung_after=3.0, attempts=1, options={"decode_s": 3600.0})
     host.start()
     try:
         host.load("m", "somewhere", "fake")

@@ -17,6 +17,8 @@ from streamapp.engine import Engine, EngineError, EngineProcess, Event, Job, LoR
 from streamapp.engine.families.fake import CRASH, HANG, SPOIL
 from streamapp.engine.host import EngineThread
 from streamapp.engine.names import SAMPLERS, sampler_name
+from streamapp.engine.process import stuck
+from streamapp.engine.wire import Beat
 
 OVER = {"image", "failed", "cancelled"}
 
@@ -217,7 +219,7 @@ def test_a_killed_child_fails_its_jobs_and_comes_back_with_its_weights() -> None
 
 def test_a_child_that_kills_itself_and_one_that_hangs_are_both_replaced() -> None:
     """A crash is seen at once, a hung tick after the limit."""
-    engine = EngineProcess(hung_after=1.5, attempts=1)
+    engine = EngineProcess(hung_after=3.0, attempts=1)
     engine.start()
     try:
         engine.load("m", "somewhere", "fake")
@@ -228,6 +230,25 @@ def test_a_child_that_kills_itself_and_one_that_hangs_are_both_replaced() -> Non
             (end,) = [e for e in collect(engine, 1) if e.kind in OVER]
             assert end.value.code == "engine_crashed"
             wait_for(lambda before=before: engine.restarts > before)  # type: ignore[misc]
+    finally:
+        engine.close()
+
+
+def test_a_forward_is_judged_by_the_ones_like_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long before the limit for steps that nothing is known of; slow ones that were always slow go on."""
+    assert not stuck(Beat(500.0, 500.0, 60.0))
+    assert not stuck(Beat(19.0, 19.0, 0.01))
+    assert stuck(Beat(21.0, 21.0, 0.01))
+    assert not stuck(Beat(200.0))  # encoding, or the first forward of its kind
+    monkeypatch.setattr("streamapp.engine.process.STUCK_S", 3.0)
+    engine = EngineProcess(attempts=1)
+    try:
+        engine.load("m", "somewhere", "fake")
+        engine.submit(job(num_inference_steps=4), "learned from")
+        assert collect(engine, 1)[-1].kind == "image"
+        engine.submit(job(prompt=HANG), "hangs")
+        (end,) = [e for e in collect(engine, 1) if e.kind in OVER]
+        assert (end.job_id, end.value.code) == ("hangs", "engine_crashed")
     finally:
         engine.close()
 
