@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from streamapp.cli.components import add_components
 from streamapp.cli.connect import json_option, open_client, print_json, print_rows, url_option
 from streamapp.cli.fetch import add_commands, add_pins
 from streamapp.cli.registry import with_registry
@@ -206,3 +207,4 @@ add_commands(models, "model")
 add_commands(loras, "lora")
 add_pins(models, "model")
 add_pins(loras, "lora")
+add_components(models)

@@ -17,11 +17,12 @@ import torch
 
 from streamapp.engine import components
 from streamapp.engine.clip_vocabulary import clip_tokenizer
+from streamapp.engine.component_list import T5_VOCABULARY, listed
 from streamapp.engine.errors import EngineError
 from streamapp.engine.flow_architectures import TITLES, FlowArchitecture, flow_architecture, prefix_of, t5_encoder
 from streamapp.engine.layouts import LAYOUTS, Piece
 from streamapp.engine.named_parts import FILED, Found, find, missing
-from streamapp.engine.t5_vocabulary import t5_tokenizer
+from streamapp.engine.t5_vocabulary import FILE, t5_tokenizer
 from streamapp.engine.weights_file import WeightsFile
 
 #: By family: component, where its module goes, where its tokenizer goes, whether it pools.
@@ -65,23 +66,18 @@ def read_flow_file(
 
     Args:
         named: where ``vae``, ``clip_l``, ``clip_g`` and ``t5`` come from when the file lacks them, and with
-            ``t5_vocabulary`` T5's.
+            ``t5_vocabulary`` T5's; it goes before the list beside the file.
         architecture: for files whose text encoders and VAE are none of the published ones.
         tokenizers: by component, in place of the published ones.
 
     Raises:
         EngineError: ``load_failed`` naming what is missing, of a wrong shape or of an encoding that is not read.
     """
-    given, words = named or {}, tokenizers or {}
+    given, words = {**_beside(path), **(named or {})}, tokenizers or {}
     with ExitStack() as stack:
         file = stack.enter_context(WeightsFile(path))
-        prefix = prefix_of(family, file.tensors)
-        if prefix is None:
-            raise EngineError("load_failed", f"{path.name} holds no {TITLES[family]} transformer")
-        refuse_encodings(file)
-        own = _under(file, prefix)
-        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
-        parts = architecture or flow_architecture(family, shapes, path.name)
+        own, shown = _opened(file, family)
+        parts = architecture or shown
         read: dict[str, Any] = {"transformer": _transformer(family, own, parts, file, dtype)}
         places = {name: find(name, file, given, stack) for name in ("vae", *(text[0] for text in TEXTS[family]))}
         lacking = [name for name, place in places.items() if place is None and name not in OPTIONAL[family]]
@@ -92,6 +88,29 @@ def read_flow_file(
             read[module] = _text(name, places[name], parts, dtype, pools=pools)
             read[tokenizer] = None if read[module] is None else words.get(name) or _words(name, places[name], given)
     return read, dict(parts.scheduler)
+
+
+def _beside(path: Path) -> dict[str, str | Path]:
+    """What the list beside a file names, and T5's vocabulary in its folder."""
+    vocabulary = path.parent / FILE
+    return {**({T5_VOCABULARY: vocabulary} if vocabulary.is_file() else {}), **listed(path)}
+
+
+def read_transformer(path: Path, family: str, dtype: torch.dtype) -> Any:
+    """The transformer of a file alone (``load_failed``)."""
+    with WeightsFile(path) as file:
+        own, parts = _opened(file, family)
+        return _transformer(family, own, parts, file, dtype)
+
+
+def _opened(file: WeightsFile, family: str) -> tuple[dict[str, torch.Tensor], FlowArchitecture]:
+    """The transformer's tensors, and what architecture they show."""
+    prefix = prefix_of(family, file.tensors)
+    if prefix is None:
+        raise EngineError("load_failed", f"{file.name} holds no {TITLES[family]} transformer")
+    refuse_encodings(file)
+    own = _under(file, prefix)
+    return own, flow_architecture(family, {name: tuple(tensor.shape) for name, tensor in own.items()}, file.name)
 
 
 def refuse_encodings(file: WeightsFile) -> None:
@@ -188,7 +207,7 @@ def _words(name: str, place: Found | None, given: Mapping[str, str | Path]) -> A
     """A text encoder's tokenizer."""
     if name == "t5":
         folder = place.where if place is not None and isinstance(place.where, Path) else None
-        return t5_tokenizer(given.get("t5_vocabulary"), folder)
+        return t5_tokenizer(given.get(T5_VOCABULARY), folder)
     return clip_tokenizer("!") if name == "clip_g" else clip_tokenizer()
 
 

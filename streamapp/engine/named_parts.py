@@ -12,6 +12,7 @@ from pathlib import Path
 
 import orjson
 
+from streamapp.engine.component_list import TITLES
 from streamapp.engine.errors import EngineError
 from streamapp.engine.weights_file import WeightsFile
 
@@ -36,7 +37,6 @@ FOLDERS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "clip_g": (("text_encoder_2",), "clip_text_model"),
     "t5": (("text_encoder_3", "text_encoder_2", "text_encoder"), "t5"),
 }
-TITLES: Mapping[str, str] = {"vae": "VAE", "clip_l": "CLIP-L", "clip_g": "CLIP-G", "t5": "T5"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def find(component: str, file: WeightsFile, named: Mapping[str, str | Path], sta
 def missing(name: str, lacking: Sequence[str]) -> EngineError:
     """The error for a file whose components are nowhere."""
     what = ", ".join(TITLES[component] for component in lacking)
-    message = f"{name} has no {what}, and none is named for it: register one (`streamapp models component`) and name it"
+    message = f"{name} has no {what}, and none is named for it; `streamapp models components` names them"
     return EngineError("load_failed", message, lacking=list(lacking))
 
 

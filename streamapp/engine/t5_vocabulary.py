@@ -50,8 +50,8 @@ def t5_tokenizer(named: str | Path | None = None, encoder: Path | None = None) -
     if path is None:
         raise EngineError(
             "load_failed",
-            "T5's vocabulary is missing: `streamapp models vocabulary` fetches it once (0.8 MB), or place the "
-            f"{FILE} of any T5 in the Hugging Face cache",
+            f"T5's vocabulary is missing: `streamapp models vocabulary` fetches it once (0.8 MB), or put the {FILE} "
+            "of any T5 beside the checkpoint",
         )
     try:
         raw = path.read_bytes()

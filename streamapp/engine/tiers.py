@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from streamapp.engine.component_list import list_of
 from streamapp.engine.families import Device
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ class Tiers:
 
 def source_of(path: Path, *about: Any) -> Source:
     """A file or folder as it lies there now; one that is not there has no files."""
-    files = sorted(found for found in path.rglob("*") if found.is_file()) if path.is_dir() else [path]
+    files = [path, list_of(path)]
+    if path.is_dir():
+        files = sorted(found for found in path.rglob("*") if found.is_file())
     stamps: list[tuple[Any, ...]] = []
     for file in files:
         with suppress(OSError):

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from streamapp.db.rows import LoraRow, ModelRow
+from streamapp.engine.component_list import list_of
 from streamapp.errors import Conflict, InvalidRequest, NotFound
 from streamapp.models.digest import autov3, folder_files, identify
 from streamapp.models.families import family as known_family
 from streamapp.models.families import family_of_file
 from streamapp.models.folders import folder_traits
+from streamapp.models.kinds import describe
 from streamapp.models.learned import EMBEDDING, check_embedding, is_embedding
 from streamapp.models.place import place
-from streamapp.models.safe import LoraHeader, check_folder, check_lora, check_model
+from streamapp.models.safe import LoraHeader, check_folder, check_lora, check_model, read_header
 from streamapp.models.verified import note_weights
 from streamapp.models.words import vocabulary
 from streamapp.settings import Settings
@@ -138,6 +140,7 @@ def delete_files(row: ModelRow | LoraRow, settings: Settings) -> int:
     else:
         path.unlink()
         path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+        list_of(path).unlink(missing_ok=True)
     return row.size
 
 
@@ -204,7 +207,7 @@ def _register(root: Path, name: str, path: Path, kind: str, family: str) -> Mode
         told = folder_traits(path, family)
     else:
         check_model(path)
-        family_of_file(family, kind)
+        told = _file_traits(path, family)
     digest, size = identify(path)
     inside = place(root, path, f"{kind}s", name, digest)
     common: dict[str, Any] = {"version": digest[:10], "family": family, "source": LOCAL, "path": inside.as_posix()}
@@ -220,3 +223,17 @@ def _register(root: Path, name: str, path: Path, kind: str, family: str) -> Mode
         "autov3": autov3(path),
     }
     return LoraRow(name=name, **common, traits=traits)
+
+
+def _file_traits(path: Path, family: str) -> dict[str, Any]:
+    """What the tensors of a single file say of it.
+
+    Raises:
+        InvalidRequest: they are of another family, or its family's models are not drawn from single files.
+    """
+    kind, told = family_of_file(family, "model"), describe(read_header(path))
+    if told.family is not None and told.family != kind.name:
+        raise InvalidRequest(f"{path.name} is of family {told.family}, not {kind.name}", field="family")
+    if told.family is None and kind.flow:
+        raise InvalidRequest(f"{path.name} holds no {kind.title} transformer in its publisher's layout", field="path")
+    return dict(told.traits)

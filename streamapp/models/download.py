@@ -58,6 +58,7 @@ class Remote:
         digest: SHA-256 in hex, lower case, where the publisher tells it.
         size: bytes, where the publisher tells them exactly.
         headers: a token, say; never logged.
+        weights: whether it must be a safetensors file; what is none is verified by its digest alone.
     """
 
     url: str
@@ -65,6 +66,7 @@ class Remote:
     digest: str | None = None
     size: int | None = None
     headers: dict[str, str] = field(default_factory=dict, repr=False)
+    weights: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,4 +229,5 @@ class Downloader:
                 f"{remote.name} has SHA-256 {part.digest()[:10]}…, its publisher says {remote.digest[:10]}…: "
                 "it was damaged on the way or replaced"
             )
-        await asyncio.to_thread(parse_header, part.path, remote.name)
+        if remote.weights or remote.digest is None:
+            await asyncio.to_thread(parse_header, part.path, remote.name)

@@ -104,7 +104,6 @@ FAMILIES: Mapping[str, Family] = {
         variants={"turbo": {"steps": 4, "guidance": 1.0}},
         samplers=FLOW_SAMPLERS,
         flow=True,
-        files=False,
         pipelines=("StableDiffusion3Pipeline",),
     ),
     # Its publisher says 0.1 to 2 megapixels.
@@ -117,7 +116,6 @@ FAMILIES: Mapping[str, Family] = {
         flow=True,
         guided=False,
         unguided=frozenset({"schnell"}),
-        files=False,
         pipelines=("FluxPipeline",),
     ),
     # Its publisher's sizes, from 928x1664 over 1328x1328 to 1664x928; guidance is the pipeline's true_cfg_scale.
@@ -166,7 +164,8 @@ def traits_of(family_name: str, own: Mapping[str, Any] | None = None) -> Traits:
     """The family's traits, those of the variant and the model's own; other keys (licence, words …) are skipped."""
     kind = family(family_name)
     own = own or {}
-    merged = {name: getattr(kind.traits, name) for name in _FIELDS} | kind.variants.get(str(own.get("variant")), {})
+    merged = {name: getattr(kind.traits, name) for name in _FIELDS}
+    merged.update(kind.variants.get(str(own.get("variant")), {}))
     merged.update({key: value for key, value in own.items() if key in _FIELDS})
     if kind.samplers and merged["sampler"] not in (*kind.samplers, AUTO):
         merged["sampler"] = kind.traits.sampler  # a page's word for another family's variant

@@ -47,18 +47,34 @@ def describe(header: Mapping[str, Any]) -> Described:
     return Described("unknown", None)
 
 
+#: Components by what the names of their tensors begin with, in files of several.
+_FILED = {
+    "vae": ("first_stage_model.", "vae."),
+    "clip_l": ("text_encoders.clip_l.",),
+    "clip_g": ("text_encoders.clip_g.",),
+    "t5": ("text_encoders.t5xxl.",),
+}
+
+
+def _lacks(shapes: Mapping[str, tuple[int, ...]], *needed: str) -> dict[str, Any]:
+    """Which of the components that it cannot draw without a file does not hold, as a trait."""
+    lacking = [part for part in needed if not any(name.startswith(_FILED[part]) for name in shapes)]
+    return {"lacks": lacking} if lacking else {}
+
+
 def _flux(shapes: Mapping[str, tuple[int, ...]]) -> Described | None:
     for prefix in ("", _UNET):
         if f"{prefix}double_blocks.0.img_attn.norm.key_norm.scale" in shapes:
             guided = f"{prefix}guidance_in.in_layer.weight" in shapes
-            return Described("model", "flux", {"variant": "dev" if guided else "schnell"})
+            variant = {"variant": "dev" if guided else "schnell"}
+            return Described("model", "flux", {**variant, **_lacks(shapes, "vae", "clip_l", "t5")})
     return None
 
 
 def _sd3(shapes: Mapping[str, tuple[int, ...]]) -> Described | None:
     for prefix in ("", _UNET):
         if f"{prefix}joint_blocks.0.context_block.adaLN_modulation.1.bias" in shapes:
-            return Described("model", "sd3")
+            return Described("model", "sd3", _lacks(shapes, "vae", "clip_l", "clip_g"))
     return None
 
 

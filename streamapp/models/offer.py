@@ -49,6 +49,7 @@ BASES: Mapping[str, str | None] = {
     "Illustrious": "sdxl",
     "NoobAI": "sdxl",
     "SD 3": "sd3",
+    "Flux.1 Kontext": None,
     "Flux.1": "flux",
     "Qwen": "qwen_image",
 }

@@ -182,6 +182,13 @@ def test_what_a_file_lacks_comes_from_what_is_named(folders: Any, tmp_path: Path
     assert set(caught.value.details["lacking"]) == needed
     with pytest.raises(EngineError, match="named for the CLIP-L, holds none"):
         read(alone, folder, family, {**own, "clip_l": own["vae"]})
+    begin = {name: str(path.relative_to(tmp_path)) for name, path in own.items()}
+    (tmp_path / "alone.components.json").write_bytes(orjson.dumps(begin))
+    same(modules(read(alone, folder, family)), expected)
+    (tmp_path / "alone.components.json").write_bytes(orjson.dumps({"lungs": "x"}))
+    with pytest.raises(EngineError, match=r"alone\.components\.json must be an object"):
+        read(alone, folder, family)
+    (tmp_path / "alone.components.json").unlink()
     if family == "sd3":
         without = read(alone, folder, family, {name: path for name, path in own.items() if name != "t5"})
         assert without["text_encoder_3"] is None

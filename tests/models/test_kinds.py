@@ -41,13 +41,18 @@ def unet(cross: int, channels: int = 4, **more: tuple[int, ...]) -> dict[str, An
         (unet(1280), Described("model", None, {"variant": "sdxl-refiner"})),
         (
             header(**{"double_blocks.0.img_attn.norm.key_norm.scale": (128,), "guidance_in.in_layer.weight": (1, 1)}),
-            Described("model", "flux", {"variant": "dev"}),
+            Described("model", "flux", {"variant": "dev", "lacks": ["vae", "clip_l", "t5"]}),
         ),
         (
-            header(**{f"{UNET}double_blocks.0.img_attn.norm.key_norm.scale": (128,)}),
+            header(**{f"{UNET}double_blocks.0.img_attn.norm.key_norm.scale": (128,), "vae.decoder.conv_in.bias": (1,),
+                      "text_encoders.clip_l.logit_scale": (), "text_encoders.t5xxl.logit_scale": ()}),
             Described("model", "flux", {"variant": "schnell"}),
         ),
-        (header(**{f"{UNET}joint_blocks.0.context_block.adaLN_modulation.1.bias": (1,)}), Described("model", "sd3")),
+        (
+            header(**{f"{UNET}joint_blocks.0.context_block.adaLN_modulation.1.bias": (1,),
+                      "first_stage_model.decoder.conv_in.bias": (1,)}),
+            Described("model", "sd3", {"lacks": ["clip_l", "clip_g"]}),
+        ),
         (header(emb_params=(4, 768)), Described("textual_inversion", "sd15")),
         (header(clip_l=(4, 768), clip_g=(4, 1280)), Described("textual_inversion", "sdxl")),
         (header(**{"encoder.conv_in.weight": (1,), "decoder.conv_in.weight": (1,)}), Described("vae", None)),

@@ -25,6 +25,8 @@ from streamapp.engine.sample import Sample
 
 CLIPS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 T5, T5_TOKENIZER = "text_encoder_3", "tokenizer_3"
+#: Distilled to few steps: drawn as the others, with other defaults.
+VARIANTS = frozenset({"turbo", "lightning", "hyper"})
 #: Tokens of T5, as the pipeline's default.
 T5_LENGTH = 256
 
@@ -35,8 +37,9 @@ def read(path: Path, device: Device, options: Mapping[str, Any]) -> Any:
     Raises:
         EngineError: ``load_failed`` with what is missing or unreadable.
     """
-    if options.get("variant") is not None:
-        raise EngineError("load_failed", f"sd3 has no variant {options['variant']!r}")
+    variant = options.get("variant")
+    if variant is not None and variant not in VARIANTS:
+        raise EngineError("load_failed", f"sd3 has no variant {variant!r}; known: {', '.join(sorted(VARIANTS))}")
     torch.set_num_threads(device.threads)
     dtype = half(device)
     if path.is_file():
