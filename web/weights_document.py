@@ -15,7 +15,9 @@ NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "stri
 
 def weights() -> dict[str, Any]:
     """The paths."""
-    every = operation("models", "What can be drawn with", "Models, LoRAs, learned words, samplers, styles.", in_data(LOOSE))
+    every = operation(
+        "models", "What can be drawn with", "Models, LoRAs, learned words, samplers, styles.", in_data(LOOSE)
+    )
     loras = operation("models", "List the LoRAs", "Those of the families served.", in_data(record({"loras": _list()})))
     fetches = operation(
         "models", "List the fetches of this process", "Newest first.", in_data(record({"fetches": _list(_fetch())}))
@@ -77,9 +79,7 @@ def _warm(what: str) -> dict[str, Any]:
 
 def _release(what: str) -> dict[str, Any]:
     done = record({"name": TEXT, "released": {"type": "boolean"}})
-    release = operation(
-        "models", f"Release a {what}", "For operators: out of its quarantine.", in_data(done), 403, 404
-    )
+    release = operation("models", f"Release a {what}", "For operators: out of its quarantine.", in_data(done), 403, 404)
     return {"parameters": [NAME], "post": release}
 
 
