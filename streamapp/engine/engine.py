@@ -21,7 +21,7 @@ from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event
 from streamapp.engine.families import Device
 from streamapp.engine.job import Job
-from streamapp.engine.lane import lane_of
+from streamapp.engine.lane import attention, lane_of
 from streamapp.engine.memory import memory_of
 from streamapp.engine.queue import Queue
 from streamapp.engine.sample import Sample, Shared
@@ -46,7 +46,8 @@ class Engine(Weights):
         vram_bytes, ram_bytes: what weights may take in VRAM, and copies of them on the host; None: a share of it,
             see :mod:`streamapp.engine.tiers`.
         strict_precision: refuse to load rather than to take less precision where memory is short (``auto`` only).
-        options: passed to every family's ``read`` and ``build``.
+        options: passed to every family's ``read`` and ``build``; ``channels_last`` (true): U-Nets keep their tensors
+            so, which convolutions in half precision on a CUDA device are faster with.
     """
 
     def __init__(  # noqa: PLR0913 (each may be left out)
@@ -209,6 +210,7 @@ class Engine(Weights):
             "running": self._queue.running,
             "decoding": len(self.decoder.samples),
             **self._sizes(),
+            "attention": attention(self.device.name),
             "batches": self.caps.learned(),
             "ticks": list(self.ticks.figures),
         }

@@ -60,6 +60,18 @@ class CudaLane:
                 self._stream.synchronize()
 
 
+def attention(device: str) -> tuple[str, ...]:
+    """The kernels that torch may choose attention's from on a device; empty before torch is there."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return ()
+    if not device.startswith("cuda"):
+        return ("flash", "math")
+    told = torch.backends.cuda
+    kinds = {"flash": "flash", "mem_efficient": "efficient", "cudnn": "cudnn", "math": "math"}
+    return tuple(name for kind, name in kinds.items() if getattr(told, f"{kind}_sdp_enabled", lambda: False)())
+
+
 def lane_of(device: str) -> Lane:
     """The lane of a device."""
     return CudaLane(device) if device.startswith("cuda") else HostLane()

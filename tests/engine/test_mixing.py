@@ -92,13 +92,16 @@ def drawn(
     return result
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @torch.inference_mode()
-def test_every_row_gets_its_own_combination_also_while_rows_leave_and_join(adapters: dict[str, Adapter]) -> None:
-    net = Net()
+def test_every_row_gets_its_own_combination_also_while_rows_leave_and_join(
+    adapters: dict[str, Adapter], layout: torch.memory_format
+) -> None:
+    net: Net = Net().to(memory_format=layout)  # type: ignore[call-overload]
     plain = Net()
     plain.load_state_dict(net.state_dict())
     mixer = hooked(net, adapters)
-    values = torch.randn(8, 3, 8, 8)
+    values = torch.randn(8, 3, 8, 8).to(memory_format=layout)
     batches: list[list[Combination]] = [
         ROWS,
         ROWS[1:],

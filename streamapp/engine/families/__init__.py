@@ -133,6 +133,9 @@ def build(family: str | None, parts: Any, device: Device, options: Mapping[str, 
     Raises:
         EngineError: ``load_failed`` for components that do not go together, or a variant that is not known.
     """
+    unet = getattr(parts, "unet", None)
+    if options.get("channels_last") and unet is not None:
+        unet.to(memory_format=import_module("torch").channels_last)
     return cast(Checkpoint, _module(family).build(parts, device, options))
 
 
