@@ -42,7 +42,7 @@ def test_every_snippet_runs(folder: Path) -> None:
     for number, code in enumerate(SNIPPETS):
         exec(compile(code, f"snippet {number}", "exec"), names)  # noqa: S102 (our own page)
     names["engine"].close()
-    assert len(SNIPPETS) == 8
+    assert len(SNIPPETS) == 9
     assert {path.name for path in folder.glob("*.png")} == {"a cute panda.png", "a red apple.png", "photo.png"}
     assert len({picture.tobytes() for picture in names["pictures"]}) == 3
     assert names["painted"].size == (96, 96)
