@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up test check lint types format chaos bench-pipeline bench-engine bench-models servers pocket pocket-report lock clean
+.PHONY: help venv demo up test check lint types format chaos bench-pipeline bench-engine bench-models bench-scale servers pocket pocket-report lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ pocket-report: venv  ## draw the same prompts with the model that ships and the 
 
 bench-models: venv  ## loading from disk, RAM and network, into benchmarks/results/models.json (ARGS="--quick")
 	@$(PYTHON) -m benchmarks.models $(ARGS)
+
+bench-scale: venv  ## load and draw with checkpoints of full size, into benchmarks/results/scale.json: 17 GB of memory, 8 GB of disk
+	@$(PYTHON) -m benchmarks.scale $(ARGS)
 
 servers: venv  ## run Kafka, MariaDB and S3 on loopback and print the environment that points at them
 	@$(PYTHON) -m tests.servers up

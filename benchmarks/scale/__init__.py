@@ -1,0 +1,1 @@
+"""Checkpoints of full size with random weights: whether they load offline and draw, and in how much memory."""
