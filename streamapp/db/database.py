@@ -218,6 +218,8 @@ def _mysql_engines(url: URL) -> tuple[AsyncEngine, AsyncEngine]:
         "connect_args": {"charset": "utf8mb4", "connect_timeout": 5, "init_command": session},
         "pool_recycle": 300,
         "pool_size": CONNECTIONS,
+        # The one used last: it need not be asked whether it is alive, and the database has its things at hand.
+        "pool_use_lifo": True,
         "max_overflow": 0,
         "pool_timeout": PATIENCE,
         # Every use here ends its transaction by itself: the pool's ROLLBACK would be one more round trip.
