@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.engine.test_exact import POCKET
-from tests.integration.fleet import Fleet
+from tests.integration.fleet import Fleet, until
 
 
 async def test_a_registered_word_is_drawn(tmp_path: Path) -> None:
@@ -26,12 +26,14 @@ async def test_a_registered_word_is_drawn(tmp_path: Path) -> None:
         for name in ("toy", "other"):
             added = fleet.command("embeddings", "add", name, str(tmp_path / f"{name}.safetensors"), "--family", "sd15")
             assert added.wait(60) == 0, (tmp_path / "embeddings-add.log").read_text()
-        ids = [before]
-        for text in ("a toy panda", "a (toy:1.0) panda", "an other panda"):
-            while not (known := (await fleet.json("GET", f"{service.url}/api/v1/models"))["data"]["embeddings"]):
-                pass
-            assert {each["name"] for each in known} == {"toy", "other"}
-            ids.append(await fleet.submit(service, text, **drawn))
+
+        async def known() -> bool:
+            words = (await fleet.json("GET", f"{service.url}/api/v1/models"))["data"]["embeddings"]
+            return {each["name"] for each in words} == {"toy", "other"}
+
+        await until(known, within=20, what="the words are known", every=0.2, log=service.log)
+        texts = ("a toy panda", "a (toy:1.0) panda", "an other panda")
+        ids = [before, *[await fleet.submit(service, text, **drawn) for text in texts]]
         tasks = await fleet.finished(service, ids, within=60)
         plain, with_word, same, unfit = (tasks[task_id] for task_id in ids)
         assert [task["status"] for task in (plain, with_word, same, unfit)] == ["succeeded"] * 3 + ["failed"]
