@@ -15,8 +15,10 @@ import torch
 
 from streamapp.engine.architectures import Architecture, Text, architecture_of
 from streamapp.engine.clip_vocabulary import clip_tokenizer
+from streamapp.engine.component_list import listed
 from streamapp.engine.components import check
 from streamapp.engine.errors import EngineError
+from streamapp.engine.named_parts import FILED, SHOWN
 from streamapp.engine.weights_file import Views, pour
 
 VAE = "first_stage_model."
@@ -56,7 +58,7 @@ def read_single_file(
 
     # Typed as Any: diffusers does not annotate its converters.
     convert: Any = single_file_utils
-    state = read_tensors(path)
+    state = _Whole(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if scaled := next((name for name in state if name.endswith(SCALED)), None):
         raise EngineError(
@@ -91,6 +93,23 @@ def _modules(parts: Architecture, into: Components | None) -> tuple[Any, Any, li
     models: Any = diffusers
     with torch.device("meta"):
         return models.UNet2DConditionModel(**parts.unet), models.AutoencoderKL(**parts.vae), [None] * len(parts.texts)
+
+
+class _Whole(dict[str, torch.Tensor]):
+    """A checkpoint's tensors, and those of the VAE that the list beside it names where it holds none itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.open = [Views(path)]
+        super().__init__(self.open[0])
+        named = listed(path).get("vae")
+        if named is None or any(name.startswith(VAE) for name in self):
+            return
+        other = Views(named)
+        begin = next((begin for begin in FILED["vae"] if f"{begin}{SHOWN['vae']}" in other), None)
+        if begin is None:
+            raise EngineError("load_failed", f"{named.name}, which is named for the VAE, holds none")
+        self.open.append(other)
+        self.update({f"{VAE}{name.removeprefix(begin)}": t for name, t in other.items() if name.startswith(begin)})
 
 
 def tokenizer_of(text: Text) -> Any:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from streamapp.engine import architectures
 from streamapp.engine.architectures import Architecture, Text, architecture_of
 from streamapp.engine.clip_vocabulary import clip_tokenizer
+from streamapp.engine.component_list import list_of
 from streamapp.engine.engine import Engine
 from streamapp.engine.errors import EngineError
 from streamapp.engine.families import Device, sd15
@@ -109,6 +110,22 @@ def test_a_file_without_a_component_says_which(
     path = tmp_path / "part.safetensors"
     save_file({name: tensor for name, tensor in load_file(file).items() if not name.startswith(prefix)}, path)
     with pytest.raises(EngineError, match=f"has no {what}"):
+        read_single_file(path, torch.float32, architecture=small, tokenizer=lambda _: None)
+
+
+def test_a_vae_that_the_file_lacks_comes_from_the_list_beside_it(
+    file: Path, small: Architecture, tmp_path: Path
+) -> None:
+    begin, state, path = "first_stage_model.", load_file(file), tmp_path / "part.safetensors"
+    save_file({name: tensor for name, tensor in state.items() if not name.startswith(begin)}, path)
+    alone = {name.removeprefix(begin): tensor for name, tensor in state.items() if name.startswith(begin)}
+    save_file(alone, tmp_path / "vae.safetensors")
+    expected = read_single_file(file, torch.float32, architecture=small, tokenizer=lambda _: None)
+    for named in ("vae.safetensors", str(file)):
+        list_of(path).write_bytes(orjson.dumps({"vae": named}))
+        same(read_single_file(path, torch.float32, architecture=small, tokenizer=lambda _: None).vae, expected.vae)
+    list_of(path).write_bytes(orjson.dumps({"vae": path.name}))
+    with pytest.raises(EngineError, match="named for the VAE, holds none"):
         read_single_file(path, torch.float32, architecture=small, tokenizer=lambda _: None)
 
 
