@@ -97,7 +97,7 @@ class HostWeights:
             return [str(source[-2]) for source in self._kept]
 
     def get(self, source: Source, read: Read) -> tuple[Host, Tier]:
-        """What a source holds, and where it was. One thread calls it, and needs it until it calls again."""
+        """What a source holds, and where it was. One thread calls it, and needs it until :meth:`done`."""
         with self._lock:
             coming = self._coming.get(source)
         if coming is not None and not coming.cancel():
@@ -109,6 +109,11 @@ class HostWeights:
                 self._lent = self._kept[source]
                 return self._lent, "ram"
         return self._keep(source, read, lend=True), "disk"
+
+    def done(self) -> None:
+        """What was got last is copied: its memory may go to others when it makes room."""
+        with self._lock:
+            self._lent = None
 
     def tensors(self, path: Path) -> tuple[Mapping[str, torch.Tensor], Tier]:
         """The tensors of a LoRA's file, copied: it may be replaced while they are in use; and where they were.

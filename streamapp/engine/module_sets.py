@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from streamapp.engine import components
@@ -83,6 +84,8 @@ class ModuleSets:
         except BaseException:
             self.drop(name)
             raise
+        if self._device.startswith("cuda"):
+            torch.cuda.synchronize(self._device)  # copies run behind the caller, pictures are decoded in another stream
         instead = {id(content.module): placed.module for content, placed in found.items() if placed is not None}
         return components.exchanged(host.parts, instead), sum(content.bytes for content in missing)
 

@@ -88,6 +88,8 @@ class Weights:
         except BaseException:
             self.tiers.sets.drop(name)
             raise
+        finally:
+            self.tiers.host.done()
         self._sources[name], self._notes[name] = source, notes
         return Loaded(
             name, "vram" if host.contents and not moved else tier, moved, self.clock() - began, tuple(evicted)
