@@ -70,6 +70,14 @@ def drop(path: Path) -> None:
         os.close(file)
 
 
+def heat(path: Path) -> None:
+    """Bring a file into the page cache."""
+    piece = bytearray(1 << 23)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(piece):
+            pass
+
+
 def held() -> int:
     """Bytes of this process's memory that no file backs."""
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -85,13 +85,7 @@ def cold_and_warm(path: Path, rounds: int) -> list[Figure]:
             ctypes.memmove(place, at, length)
             at += length
 
-    def heated() -> None:
-        piece = bytearray(1 << 23)
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(piece):
-                pass
-
-    warm = in_turns({"load": load, "raw": raw, "stock": stock, "memcpy": memcpy}, rounds, heated)
+    warm = in_turns({"load": load, "raw": raw, "stock": stock, "memcpy": memcpy}, rounds, lambda: files.heat(path))
     facts = {"MB read": round(size / 1e6, 1), "tensors": len(ranges)}
     cold_legs = {name: summary(taken) for name, taken in cold.items()}
     speed = {"GB/s cold, least": round(size / 1e9 / min(cold["load"]), 2)}
