@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,14 @@ def test_the_autoencoder_goes_on_bit_for_bit(work: Work, monkeypatch: pytest.Mon
     monkeypatch.setattr(vae, "average", taken)
     vae.train(0, 1, work, 4)
     assert same(weights(work, "vae.pt")["networks"], whole)
+
+
+def test_a_finished_stage_keeps_what_was_noted_of_it(work: Work) -> None:
+    vae.train(0, 1, work, 1)
+    noted = json.loads(work.path("run.json").read_text())
+    assert noted["vae"]["from"] == 0
+    vae.train(0, 1, work, 1)
+    assert json.loads(work.path("run.json").read_text()) == noted
 
 
 def test_folding_changes_no_picture_and_levels_the_latents() -> None:

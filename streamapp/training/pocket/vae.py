@@ -47,7 +47,7 @@ def train(rank: int, processes: int, work: Work, steps: int) -> None:
         if step % 50 == 0:
             bar.set_postfix(told)
     kept.done(rank)
-    if rank == 0:
+    if rank == 0 and first < steps:  # a later run finds nothing to do and keeps what is noted
         work.note(vae={"steps": steps, "minutes": round((time.monotonic() - began) / 60, 1), "from": first})
 
 
