@@ -173,7 +173,8 @@ def attach(app: Any) -> None:
             except BadMessage as error:
                 dropped(app.counters, topics.TASK_EVENTS, error)
             held.append(event)
-            # What arrived together is written together: a row, and its record in the changelog, once for all of it.
+            # What waits in the queue is written together. Where Faust hands events over one by one, as it does with the
+            # embedded broker, that is each for itself.
             if len(held) >= TOGETHER or stream.channel.queue.empty():
                 write(stream, analytics, held)
                 held = []
