@@ -74,6 +74,10 @@ class Weights:
             self.unload(name)
             self._controls[name] = control
             return Loaded(name, "disk", control.bytes, self.clock() - began)
+        if family == "fake":  # nothing to keep: it needs no tensor library
+            self.unload(name)
+            self._checkpoints[name], self._notes[name] = build(family, Path(path), device, self._about(variant)), notes
+            return Loaded(name, "disk", 0, self.clock() - began)
         source = self._source(device, path, family, variant)
         if self._sources.get(name, ())[TYPES:] == source[TYPES:]:
             self._checkpoint(name)
@@ -108,8 +112,10 @@ class Weights:
     def unload(self, name: str) -> None:
         """Free a checkpoint or a ControlNet; unknown names are ignored. Its copy in RAM stays while there is room."""
         self._unused(name)
+        placed = name in self._sources
         self._let_go(name)
-        self.tiers.sets.drop(name)
+        if placed:
+            self.tiers.sets.drop(name)
 
     def _let_go(self, name: str) -> None:
         self.caps.forget(name)
