@@ -153,36 +153,6 @@ def test_totals_keep_absolute_values_and_forget_old_windows() -> None:
     assert [row.start for row in table.values()] == [3 * 3_600_000]
 
 
-def test_events_that_came_together_are_written_once_each_partition_under_an_event_of_its_own() -> None:
-    class Table(dict[str, Any]):
-        def __setitem__(self, key: str, value: Any) -> None:
-            writes.append((current[-1], key))
-            super().__setitem__(key, value)
-
-    writes: list[tuple[int, str]] = []
-    current = [-1]
-    counting = analytics.Analytics(Table())
-    for offset in range(3):
-        for partition in (0, 1):
-            counting.count(happened("succeeded", task_id=f"{partition}-{offset}"), partition, offset)
-    assert writes == []
-    counting.write(current.append)
-    assert [partition for partition, _ in writes] == [0, 0, 1, 1]
-    assert all(key.endswith(f"|{partition}") for partition, key in writes)
-    assert {count.finished for count in counting.drain()} == {3}
-
-
-def test_what_was_not_written_when_partitions_moved_is_counted_when_it_comes_again() -> None:
-    table: dict[str, Any] = {}
-    counting = analytics.Analytics(table)
-    counting.count(happened("succeeded"), 0, 0)
-    counting.drop()
-    counting.write()
-    assert table == {}
-    counting.take(happened("succeeded"), 0, 0)
-    assert {count.finished for count in counting.drain()} == {1}
-
-
 def test_dead_letters_are_counted_also_unreadable_ones() -> None:
     counters: dict[str, int] = {}
     letter = DeadLetter(task_id="t", topic="sd15_tasks", partition=0, offset=4, reason="r", message="m", at=1)
