@@ -48,11 +48,19 @@ class Registry:
             "traits": dump(row.traits), "name": row.name, "version": row.version,
         }  # fmt: skip
 
+        mine = (c.name == row.name) & (c.version == row.version)
+        others = select(c.version).where(c.name == row.name, c.version != row.version).with_for_update()
+
         def work(connection: Connection) -> bool:
-            if connection.scalar(select(c.name).where(c.name == row.name).limit(1).with_for_update()) is not None:
+            if connection.scalar(select(c.name).where(c.name == row.name).limit(1)) is not None:
                 return False
             connection.execute(insert(table).values({**facts, "added_at": now_ms()}))
-            return True
+            # A row that is not there cannot be locked, so two may come as far as here with two versions. Each waits
+            # now for the other's row: one of them collides, is rolled back, and finds the name taken on its next try.
+            if connection.scalars(others).first() is None:
+                return True
+            connection.execute(delete(table).where(mine))
+            return False
 
         try:
             return await self._database.write(work)
