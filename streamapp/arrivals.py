@@ -186,7 +186,7 @@ class Arriving:
 
 def names(row: TaskRow) -> list[Key]:
     """The weights that a task is drawn with: kind and name of each."""
-    return [("model", row.params.model), *(("lora", lora.name) for lora in row.params.loras)]
+    return [("model", row.params.model), *(("lora", name) for name in row.params.added)]
 
 
 async def look_after(runtime: Runtime) -> None:

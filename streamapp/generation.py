@@ -57,6 +57,24 @@ class InputRef(BaseModel):
         return f"sha256:{self.digest}"
 
 
+class ControlRef(BaseModel):
+    """A ControlNet by its registered name, with the picture that it steers by.
+
+    ``scale`` (0 to 2) is how strongly; between the shares ``start`` and ``end`` of the steps it does. ``preprocessor``
+    is what makes of the picture what it was trained on; ``mode`` is the kind of the picture for a union of ControlNets.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    image: InputRef
+    scale: float = Field(1.0, ge=0, le=2)
+    start: float = Field(0.0, ge=0, le=1)
+    end: float = Field(1.0, ge=0, le=1)
+    preprocessor: Literal["none", "canny"] = "none"
+    mode: int | None = None
+
+
 class Start(BaseModel):
     """The picture that a task starts from.
 
@@ -121,6 +139,7 @@ class GenerationParams(BaseModel):
     family: str
     loras: tuple[LoraRef, ...] = ()
     embeddings: tuple[EmbeddingRef, ...] = ()
+    controls: tuple[ControlRef, ...] = ()
     delivered: Size
     drawn: Size
     steps: int
@@ -134,6 +153,11 @@ class GenerationParams(BaseModel):
     notes: tuple[str, ...] = ()
     fallback: Fallback | None = None
     instead_of: Replaced | None = None
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """The LoRAs and ControlNets, by name."""
+        return (*(lora.name for lora in self.loras), *(control.name for control in self.controls))
 
     @property
     def denoised(self) -> int:

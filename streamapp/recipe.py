@@ -1,23 +1,19 @@
 """The recipe of one picture: a body that can be submitted again for the same picture, and where it came from.
 
-Two forms: our JSON, exact, and the infotext that other tools read (see :func:`infotext`).
+It is our JSON, exact; :mod:`streamapp.infotext` makes of it what other tools read.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
-
-import orjson
+from typing import Any
 
 from streamapp.errors import Conflict
-from streamapp.generation import MAX_SEED, GenerationParams
+from streamapp.generation import MAX_SEED, ControlRef, GenerationParams
 
 SCHEMA = "streamapp.recipe/1"
 #: What of the environment decides a picture's exact pixels.
@@ -28,7 +24,7 @@ PACKAGES = ("streamapp", "torch", "diffusers", "transformers")
 class Origin:
     """Facts about a picture that its task's parameters do not hold.
 
-    ``digests`` are the SHA-256 (hex) of LoRAs and learned words by name, ``hashes`` their AutoV3 where known;
+    ``digests`` are the SHA-256 (hex) of LoRAs, learned words and ControlNets by name, ``hashes`` AutoV3 where known;
     ``drawn_ms`` is in milliseconds of the database's clock; ``notes`` are the engine's, beside those of the submit.
     """
 
@@ -60,6 +56,7 @@ def image_recipe(params: GenerationParams, origin: Origin) -> dict[str, Any]:
         "model": {"name": params.model, "digest": origin.model_digest},
         "loras": loras,
         **({"embeddings": words} if words else {}),
+        **({"controls": _steered(params, origin)} if params.controls else {}),
         "prompt": params.prompt,
         "drawn_at": str(params.drawn),
         "delivered_at": str(params.delivered),
@@ -87,10 +84,33 @@ def recipe_body(params: GenerationParams, index: int) -> dict[str, Any]:
         "seed": image_seed(params, index),
         "negative_text": params.negative_prompt,
         **_start(params),
+        "controls": [control_body(control) for control in params.controls] or None,
         "batch_size": 1,
         "loras": [{"name": lora.name, "weight": lora.weight} for lora in params.loras] or None,
     }
     return {"text": params.text, "params": {name: value for name, value in fields.items() if value is not None}}
+
+
+def control_body(control: ControlRef) -> dict[str, Any]:
+    """A ControlNet as a request names it, its picture by digest."""
+    fields = {
+        "model": control.name,
+        "image": control.image.name,
+        "scale": control.scale,
+        "start": control.start,
+        "end": control.end,
+        "preprocessor": control.preprocessor,
+    }
+    return fields | ({} if control.mode is None else {"mode": control.mode})
+
+
+def _steered(params: GenerationParams, origin: Origin) -> list[dict[str, Any]]:
+    """The ControlNets with their files' digests."""
+    bodies = [(control.name, control_body(control)) for control in params.controls]
+    return [
+        {"name": name, "digest": origin.digests.get(name, ""), **{key: body[key] for key in body if key != "model"}}
+        for name, body in bodies
+    ]
 
 
 def _start(params: GenerationParams) -> dict[str, Any]:
@@ -120,7 +140,7 @@ def check_provenance(
     remedy = "register that one under this name, or leave provenance out to draw with what is here"
     model = _mapping(provenance.get("model"))
     named = [("model", model.get("name"), model.get("digest"), model_digest)]
-    for kind, key in (("LoRA", "loras"), ("learned word", "embeddings")):
+    for kind, key in (("LoRA", "loras"), ("learned word", "embeddings"), ("ControlNet", "controls")):
         given = provenance.get(key)
         entries = map(_mapping, given if isinstance(given, list | tuple) else ())
         facts = ((entry.get("name"), entry.get("digest")) for entry in entries)
@@ -162,110 +182,3 @@ def versions() -> Mapping[str, str]:
         except PackageNotFoundError:
             found[package] = "unknown"
     return found
-
-
-class Infotext(NamedTuple):
-    """The three blocks of an infotext; settings in their order."""
-
-    prompt: str
-    negative: str
-    settings: dict[str, str]
-
-
-def infotext(recipe: Mapping[str, Any]) -> str:
-    """The recipe in the form that the A1111 web UI writes: prompt, negative prompt, one line of settings.
-
-    The prompt holds the words of the style and a ``<lora:NAME:WEIGHT>`` for each LoRA. Lossy for odd prompts (see
-    :func:`clean`); the JSON is exact.
-    """
-    params, origin = recipe["params"], recipe["provenance"]
-    digest = origin["model"]["digest"]
-    settings = {
-        "Steps": str(params["steps"]),
-        "Sampler": params["sampler"],
-        "CFG scale": f"{params['cfg_scale']:g}",
-        "Seed": str(params["seed"]),
-        "Size": origin["drawn_at"],
-        # Other tools take an absent one for 1.
-        "Denoising strength": f"{params['strength']:g}" if "strength" in params else "",
-        "Mask blur": str(params.get("mask_feather", "")),
-        "Clip skip": "" if params.get("clip_skip", 1) == 1 else str(params["clip_skip"]),
-        "Model hash": digest[:10],
-        "Model": params["model"],
-    }
-    hashes = {"model": digest[:10]} if digest else {}
-    prompt = origin["prompt"]
-    short = {}
-    for lora in origin["loras"]:
-        if TAG_NAME.fullmatch(lora["name"]):
-            prompt += f" <lora:{lora['name']}:{lora['weight']:g}>"
-        short[lora["name"]] = lora.get("autov3") or lora["digest"][:12]
-        hashes[f"lora:{lora['name']}"] = lora["digest"][:10]
-    if short:
-        settings["Lora hashes"] = ", ".join(f"{name}: {value}" for name, value in short.items())
-    if words := origin.get("embeddings"):
-        settings["TI hashes"] = ", ".join(f"{word['name']}: {word['digest'][:12]}" for word in words)
-        hashes |= {f"embed:{word['name']}": word["digest"][:10] for word in words}
-    if origin["delivered_at"] != origin["drawn_at"]:
-        settings |= {"Postprocess upscale to": origin["delivered_at"], "Postprocess upscaler": "Lanczos"}
-    settings |= {"RNG": "CPU", "Version": f"streamapp {origin['versions']['streamapp']}"}
-    if hashes:
-        settings["Hashes"] = orjson.dumps(hashes).decode()
-    settings = {name: value for name, value in settings.items() if value}
-    return write_infotext(Infotext(prompt, params.get("negative_text") or "", settings))
-
-
-#: Names that the web UI's prompt syntax can hold.
-TAG_NAME = re.compile(r"[A-Za-z0-9_.-]+")
-#: Settings whose value is raw JSON; readers expect them at the end.
-RAW = frozenset({"Hashes"})
-NEGATIVE = "Negative prompt:"
-PAIR = re.compile(r'\s*(\w[\w \-/]*):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
-
-
-def write_infotext(info: Infotext) -> str:
-    """The three blocks as text; prompts are cleaned, values that could be misread are quoted as JSON."""
-    pairs = [f"{name}: {value if name in RAW else _quoted(value)}" for name, value in info.settings.items()]
-    negative = clean(info.negative)
-    blocks = [clean(info.prompt), f"{NEGATIVE} {negative}" if negative else "", ", ".join(pairs)]
-    return "\n".join(block for number, block in enumerate(blocks) if block or number == 0)
-
-
-def parse_infotext(text: str) -> Infotext:
-    """What :func:`write_infotext` wrote, or another tool; without a line of settings, all of it is prompt."""
-    lines = text.split("\n")
-    settings = _parse_settings(lines[-1])
-    # So few pairs are more likely the end of a prompt.
-    lines, settings = (lines[:-1], settings) if len(settings) >= 3 else (lines, {})
-    prompt, _, negative = "\n".join(lines).partition(NEGATIVE)
-    return Infotext(prompt.strip(), negative.strip(), settings)
-
-
-def clean(text: str) -> str:
-    """A prompt as it can stand in an infotext: no control characters, nothing that reads as a block of its own."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace").decode()
-    text = "".join(char for char in text if char in "\n\t" or (char >= " " and char != "\x7f"))
-    text = text.replace(NEGATIVE, "Negative prompt :")
-    return re.sub(r"(?m)^(\s*Steps):", r"\1 :", text).strip()
-
-
-def _quoted(value: str) -> str:
-    """A value as it stands, or as a JSON string where comma, colon, quote, line end or edge blanks would be lost."""
-    plain = value == value.strip() and not any(char in ',:"\n' for char in value)
-    return value if plain and value else orjson.dumps(value).decode()
-
-
-def _parse_settings(line: str) -> dict[str, str]:
-    settings: dict[str, str] = {}
-    raw = re.search(r"(?:^|,)\s*Hashes: (\{.*\})\s*$", line)
-    if raw is not None:
-        line = line[: raw.start()]
-    for match in PAIR.finditer(line):
-        name, value = match[1], match[2].strip()
-        if value.startswith('"'):
-            with suppress(orjson.JSONDecodeError):
-                value = str(orjson.loads(value))
-        settings[name] = value
-    if raw is not None:
-        settings["Hashes"] = raw[1]
-    return settings

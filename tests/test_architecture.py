@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
                 "client",
                 "db",
                 "engine",
+                "infotext",
                 "models",
                 "postprocess",
                 "recipe",

@@ -1,19 +1,19 @@
-"""The JSON body of a submit request: its fields, and sentences about what is wrong with one."""
+"""The JSON body of a submit request in its normal form, and sentences about what is wrong with one."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import ValidationError
 
 from streamapp.errors import InvalidRequest
-from streamapp.generation import MAX_SEED, LoraRef, Size
-from streamapp.models.sizes import MAX_DELIVERED, MIN_DELIVERED, parse_size
-from streamapp.submit import ClipSkip, Feather, Guidance, ResizeMode, Steps, Strength, Submission
+from streamapp.generation import LoraRef, Size
+from streamapp.models.sizes import parse_size
+from streamapp.submit import Submission
+from streamapp.submit.controls import ControlAsked
+from web.fields import Control, Generate, Lora, Params
 
 #: What other services call a field of ours.
 SYNONYMS = {
@@ -35,134 +35,28 @@ SYNONYMS = {
     "mask_url": "mask",
     "mask_blur": "mask_feather",
     "denoising_strength": "strength",
+    "controlnet": "controls",
+    "control": "controls",
+    "controlnets": "controls",
+}
+#: The same of a ControlNet's fields.
+CONTROL_SYNONYMS = {
+    "name": "model",
+    "weight": "scale",
+    "conditioning_scale": "scale",
+    "guidance_start": "start",
+    "guidance_end": "end",
+    "module": "preprocessor",
 }
 #: Asked for by users and on the way; refused until they do something.
 PLANNED = frozenset(
     [
-        "controlnet",
         "hires_fix",
         "output_format",
         "postprocess",
         "upscale",
     ]
 )
-
-
-def _no_flag(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise PydanticCustomError("number", "Input should be a number")
-    return value
-
-
-def _priority(value: Any) -> Any:
-    """``P2``, ``"2"`` or ``2``."""
-    match = re.fullmatch(r"[Pp]?([0-3])", value) if isinstance(value, str) else None
-    if match:
-        return int(match[1])
-    if isinstance(value, bool) or value not in (0, 1, 2, 3):
-        raise ValueError("must be P0, P1, P2 or P3 (or 0 to 3)")
-    return int(value)
-
-
-Number = BeforeValidator(_no_flag)
-PriorityName = Annotated[
-    int,
-    BeforeValidator(_priority),
-    WithJsonSchema({"anyOf": [{"enum": ["P0", "P1", "P2", "P3"]}, {"type": "integer", "minimum": 0, "maximum": 3}]}),
-]
-Side = Annotated[int, Number, Field(ge=MIN_DELIVERED, le=MAX_DELIVERED)]
-
-
-class Lora(BaseModel):
-    """A LoRA by its registered name."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(min_length=1, max_length=200)
-    weight: Annotated[float, Number, Field(ge=-2, le=2)] = 1.0
-
-
-class Params(BaseModel):
-    """How it is drawn; what is left out is chosen by the model."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    resolution: str | None = Field(None, description="Width by height in pixels.", examples=["512x512", "512×512"])
-    width: Side | None = Field(None, description="With `height`, instead of `resolution`.")
-    height: Side | None = Field(None, description="With `width`, instead of `resolution`.")
-    strict_size: bool = Field(False, description="Refuse a size the model cannot draw, instead of resizing.")
-    style: str | None = Field(None, max_length=100, description="Adds the words of a style.", examples=["watercolor"])
-    steps: Annotated[Steps, Number] | None = Field(None, description="Denoising steps.")
-    cfg_scale: Annotated[Guidance, Number] | None = Field(None, description="How strictly the text is followed.")
-    true_cfg_scale: Annotated[Guidance, Number] | None = Field(
-        None,
-        description="Of models that take `cfg_scale` as an input (Flux): above 1, how strictly `negative_text` is "
-        "avoided.",
-    )
-    sampler: str | None = Field(None, max_length=100, examples=["DPM++ 2M"])
-    clip_skip: Annotated[ClipSkip, Number] | None = Field(
-        None, description="Read prompts from this layer of the text encoder, 1 the last, as A1111 counts."
-    )
-    seed: Annotated[int, Number, Field(ge=-1, le=MAX_SEED)] | None = Field(
-        None, description="Picture i uses seed + i. -1, or nothing, draws one."
-    )
-    negative_text: str | None = Field(None, description="What the pictures shall not show.")
-    init_image: str | None = Field(
-        None,
-        min_length=1,
-        description="The picture to start from: base64 or a `data:` address of a PNG, JPEG or WebP file, its `http(s)` "
-        "address, or `sha256:…` as an upload or a recipe names it. Without `resolution` its size is delivered.",
-    )
-    mask: str | None = Field(
-        None, min_length=1, description="White where the picture is drawn anew, of its size; given like `init_image`."
-    )
-    strength: Annotated[Strength, Number] | None = Field(
-        None, description="Share of the steps that is done from `init_image`: 0.8, with a mask 1, unless given."
-    )
-    resize_mode: ResizeMode | None = Field(
-        None, description="How `init_image` is brought to `resolution`: cut off, edges drawn out, or stretched."
-    )
-    mask_feather: Annotated[Feather, Number] | None = Field(
-        None, description="Pixels over which the mask's edge fades in the delivered picture, 4 unless given."
-    )
-    batch_size: Annotated[int, Number, Field(ge=1)] = Field(1, description="How many pictures.")
-    model: str | None = Field(None, min_length=1, max_length=200, examples=["pocket"])
-    fallback_model: str | None = Field(
-        None,
-        min_length=1,
-        max_length=200,
-        description="Draws instead when `model` fails for good; `none`: nothing does.",
-    )
-    lora_name: str | None = Field(None, min_length=1, max_length=200, description="One LoRA; `loras` takes several.")
-    lora_weight: Annotated[float, Number, Field(ge=-2, le=2)] | None = None
-    loras: list[Lora] | None = None
-
-
-class Generate(BaseModel):
-    """What ``POST /api/v1/image/generate`` takes. The recipe of a picture is such a body."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"text": "a cute panda", "params": {"resolution": "512x512", "seed": 7}}]},
-    )
-
-    text: str = Field(description="What the picture shall show, in any language.", examples=["a cute panda"])
-    params: Params = Field(default_factory=Params)
-    priority: PriorityName = Field(2, description="P0 is most urgent, P3 is batch work.", examples=["P1"])
-    prefetch: bool = Field(
-        True,
-        description="Wait, as `fetching`, while a model or LoRA that is not here is fetched; false: 404 or 409.",
-    )
-    callback_url: str | None = Field(None, max_length=2_000, description="Told when the task has ended.")
-    idempotency_key: str | None = Field(
-        None,
-        min_length=1,
-        max_length=200,
-        description="The same key never makes a second task; also a header. Printable, without blanks at its ends.",
-    )
-    provenance: dict[str, Any] | None = Field(
-        None, description="From a recipe: refused when model or LoRAs are others by now."
-    )
 
 
 def parse(body: Mapping[str, Any]) -> Generate:
@@ -220,6 +114,7 @@ def submission(body: Generate, request: Mapping[str, Any], *, key: str | None, t
         strength=params.strength,
         resize_mode=params.resize_mode,
         mask_feather=params.mask_feather,
+        controls=tuple(ControlAsked(**control.model_dump()) for control in params.controls or ()),
         n=params.batch_size,
         prefetch=body.prefetch,
         priority=body.priority,
@@ -274,8 +169,9 @@ def _unknown(place: tuple[Any, ...], field: str) -> str:
     if name in PLANNED:
         return f"{field} is planned, but not built yet: leave it out"
     top, inner = set(Generate.model_fields), set(Params.model_fields)
-    known = {1: top, 2: inner}.get(len(place), set(Lora.model_fields))
-    meant = SYNONYMS.get(name, name)
+    of_control = len(place) > 2 and place[1] == "controls"
+    known = {1: top, 2: inner}.get(len(place), set((Control if of_control else Lora).model_fields))
+    meant = (CONTROL_SYNONYMS if of_control else SYNONYMS).get(name, name)
     if meant in known:
         return f"{field} is not a field here: it is called {meant}"
     if len(place) == 1 and meant in inner:

@@ -14,7 +14,7 @@ from streamapp.telemetry import get_logger
 from web.answers import API, iso, ok, raw
 from web.auth import USER
 from web.generate import read_object
-from web.models import of_row, operators_only
+from web.models import KINDS, of_row, operators_only
 
 log = get_logger(__name__)
 MAX_REFERENCE = 500
@@ -42,8 +42,8 @@ def attach(app: Any) -> None:
         return ok(fetch_json(fetch))
 
     router = app.web.web_app.router
-    router.add_post(f"{API}/models/pull", pull)
-    router.add_post(f"{API}/loras/pull", pull)
+    for kind in KINDS:
+        router.add_post(f"{API}/{kind}s/pull", pull)
     router.add_get(FETCHES, many)
     router.add_get(f"{FETCHES}/{{fetch_id}}", one)
 

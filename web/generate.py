@@ -46,6 +46,8 @@ def attach(app: Any) -> None:
 async def _with_pictures(app: Any, request: web.Request) -> dict[str, Any]:
     """The body of a submit: pictures in it are no part of what ``max_request_bytes`` limits.
 
+    All of them together may be as large as two of the largest: more are sent ahead, and named.
+
     Raises:
         InvalidRequest: see :func:`read_object`.
         TooLarge: what is left without them is larger.
@@ -63,6 +65,9 @@ async def _with_pictures(app: Any, request: web.Request) -> dict[str, Any]:
         raise
     params = body.get("params")
     held = [params.get(name) for name in PICTURES] if isinstance(params, dict) else []
+    controls = params.get("controls") if isinstance(params, dict) else None
+    if isinstance(controls, list):
+        held += [control.get("image") for control in controls if isinstance(control, dict)]
     if size - sum(len(text) for text in held if isinstance(text, str)) > limit:
         raise refusal
     return body

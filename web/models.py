@@ -13,11 +13,12 @@ from streamapp.db import LoraRow, ModelRow
 from streamapp.engine.names import AUTO, SAMPLERS
 from streamapp.errors import AppError, Conflict, InvalidRequest, NotFound
 from streamapp.models import quarantine
-from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, Kind
+from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, Kind, kind_of
 from streamapp.models.catalogue import PACKAGE, delete_files, locate
 from streamapp.models.families import traits_of
 from streamapp.models.learned import is_embedding
 from streamapp.models.referenced import PENDING
+from streamapp.models.steering import is_controlnet
 from streamapp.models.styles import STYLES
 from streamapp.telemetry import get_logger
 from web.answers import API, iso, ok
@@ -26,6 +27,8 @@ from web.dead_letters import OperatorsOnly
 
 log = get_logger(__name__)
 MAX_NAME = 200
+#: Each has addresses of its own.
+KINDS: tuple[Kind, ...] = ("model", "lora", "controlnet")
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
@@ -39,8 +42,9 @@ def attach(app: Any) -> None:
         return ok(
             {
                 "models": [of_model(row) for row in checkpoints],
-                "loras": [of_lora(row) for row in added if not is_embedding(row)],
-                "embeddings": [of_embedding(row) for row in added if is_embedding(row)],
+                "loras": [of_row(row) for row in added if is_lora(row)],
+                "embeddings": [of_row(row) for row in added if is_embedding(row)],
+                "controlnets": [of_row(row) for row in added if is_controlnet(row)],
                 "samplers": [*SAMPLERS, AUTO],
                 "styles": [
                     {"name": style.name, "aliases": list(style.aliases), "adds": style.words}
@@ -52,7 +56,7 @@ def attach(app: Any) -> None:
 
     router = app.web.web_app.router
     router.add_get(f"{API}/models", models)
-    for kind in ("model", "lora"):
+    for kind in KINDS:
         one, remove = _views(app, kind)
         router.add_get(f"{API}/{kind}s/{{name}}", one)
         router.add_delete(f"{API}/{kind}s/{{name}}", remove)
@@ -88,7 +92,8 @@ async def find_named(app: Any, kind: Kind, name: str, version: str | None = None
         NotFound: says the nearest names.
     """
     registry = app.runtime.registry
-    known: list[ModelRow | LoraRow] = list(await (registry.models() if kind == "model" else registry.loras()))
+    rows: list[ModelRow | LoraRow] = list(await (registry.models() if kind == "model" else registry.loras()))
+    known = [row for row in rows if kind_of(row) == kind]
     found = [row for row in known if row.name == name and version in (None, row.version)]
     if not found:
         near = get_close_matches(name, sorted({row.name for row in known}), n=3)
@@ -133,7 +138,16 @@ def operators_only(app: Any, request: web.Request, what: str) -> None:
 
 def of_row(row: ModelRow | LoraRow) -> dict[str, Any]:
     """A model or LoRA as lists show it."""
-    return of_lora(row) if isinstance(row, LoraRow) else of_model(row)
+    if not isinstance(row, LoraRow):
+        return of_model(row)
+    if is_embedding(row):
+        return of_embedding(row)
+    return of_controlnet(row) if is_controlnet(row) else of_lora(row)
+
+
+def is_lora(row: LoraRow) -> bool:
+    """Whether a row of the LoRAs' table is one."""
+    return not is_embedding(row) and not is_controlnet(row)
 
 
 def of_model(row: ModelRow) -> dict[str, Any]:
@@ -159,6 +173,11 @@ def of_lora(row: LoraRow) -> dict[str, Any]:
 def of_embedding(row: LoraRow) -> dict[str, Any]:
     """A learned word with how much of a prompt's window it takes."""
     return {**_weights(row), "vectors": row.traits.get("vectors")}
+
+
+def of_controlnet(row: LoraRow) -> dict[str, Any]:
+    """A ControlNet; a union of several has so many kinds of pictures."""
+    return {**_weights(row), "modes": row.traits.get("modes")}
 
 
 def _weights(row: ModelRow | LoraRow) -> dict[str, Any]:
@@ -187,7 +206,7 @@ def _whole(row: ModelRow | LoraRow) -> dict[str, Any]:
     traits = row.traits
     return {
         **of_row(row),
-        "kind": "lora" if isinstance(row, LoraRow) else "model",
+        "kind": kind_of(row),
         "base_model": traits.get("base_model"),
         "trigger_words": list(traits.get("trigger_words") or ()),
         "license": traits.get("license"),

@@ -9,7 +9,7 @@ from aiohttp import web
 from streamapp import __version__
 from streamapp.db import State
 from web.answers import API, raw
-from web.bodies import Generate
+from web.fields import Generate
 from web.operations import REFS, in_data, inputs, operation, record, ref
 from web.weights_document import weights
 

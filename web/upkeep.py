@@ -17,7 +17,7 @@ from streamapp.models.verified import check_weights
 from streamapp.telemetry import get_logger
 from web.answers import API, ok, raw
 from web.auth import USER
-from web.models import find_named, operators_only
+from web.models import KINDS, find_named, operators_only
 
 log = get_logger(__name__)
 #: How long a request waits for weights to be ready before it is told to ask again, in seconds.
@@ -116,8 +116,8 @@ def attach(app: Any) -> None:
         router.add_post(f"{API}/{kind}s/{{name}}/warm", warm)
         router.add_post(f"{API}/{kind}s/{{name}}/release", release)
 
-    views("model")
-    views("lora")
+    for kind in KINDS:
+        views(kind)
 
 
 async def _newest(app: Any, kind: Kind, request: web.Request) -> list[Row]:

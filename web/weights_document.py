@@ -16,9 +16,15 @@ NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "stri
 def weights() -> dict[str, Any]:
     """The paths."""
     every = operation(
-        "models", "What can be drawn with", "Models, LoRAs, learned words, samplers, styles.", in_data(LOOSE)
+        "models",
+        "What can be drawn with",
+        "Models, LoRAs, learned words, ControlNets, samplers, styles.",
+        in_data(LOOSE),
     )
     loras = operation("models", "List the LoRAs", "Those of the families served.", in_data(record({"loras": _list()})))
+    nets = operation(
+        "models", "List the ControlNets", "Those of the families served.", in_data(record({"controlnets": _list()}))
+    )
     fetches = operation(
         "models", "List the fetches of this process", "Newest first.", in_data(record({"fetches": _list(_fetch())}))
     )
@@ -35,6 +41,11 @@ def weights() -> dict[str, Any]:
         f"{API}/loras/{{name}}": _one("LoRA"),
         f"{API}/loras/{{name}}/warm": _warm("LoRA"),
         f"{API}/loras/{{name}}/release": _release("LoRA"),
+        f"{API}/controlnets": {"get": nets},
+        f"{API}/controlnets/pull": {"post": _pull("ControlNet")},
+        f"{API}/controlnets/{{name}}": _one("ControlNet"),
+        f"{API}/controlnets/{{name}}/warm": _warm("ControlNet"),
+        f"{API}/controlnets/{{name}}/release": _release("ControlNet"),
         f"{API}/lora/upload": {"post": _upload("Upload a LoRA here as well")},
         f"{API}/fetches": {"get": fetches},
         f"{API}/fetches/{{fetch_id}}": {"parameters": [item], "get": fetch},
@@ -68,8 +79,8 @@ def _warm(what: str) -> dict[str, Any]:
     warm = operation(
         "models",
         f"Make a {what} ready",
-        "For operators, of a process with a worker: fetched when it is not here, then loaded (a LoRA: read). Ask again "
-        "after 202.",
+        "For operators, of a process with a worker: fetched when it is not here, then loaded (a LoRA or "
+        "ControlNet: read). Ask again after 202.",
         in_data(done),
         *(400, 403, 404, 409, 502, 507),
     )

@@ -86,6 +86,7 @@ for command in (
     tasks.cancel,
     models.models,
     models.loras,
+    models.controlnets,
     models.embeddings,
     operate.status,
     dead.dead,

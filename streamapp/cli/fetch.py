@@ -1,4 +1,4 @@
-"""``models|loras pull, verify, warm, release, pin, unpin, remove``: weights from elsewhere, their state, and away."""
+"""``models|loras|controlnets pull, verify, warm, release, pin, unpin, remove``: weights from elsewhere, and away."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from streamapp.db import LoraRow, ModelRow, Registry
     from streamapp.settings import Settings
 
-Kind = Literal["model", "lora"]
+Kind = Literal["model", "lora", "controlnet"]
 
 
 def add_commands(group: click.Group, kind: Kind) -> None:
-    """Give ``models`` or ``loras`` these commands."""
+    """Give ``models``, ``loras`` or ``controlnets`` these commands."""
 
     @group.command("pull")
     @click.argument("reference")
@@ -30,7 +30,7 @@ def add_commands(group: click.Group, kind: Kind) -> None:
     def pull(reference: str, name: str | None, as_json: bool) -> None:
         """Fetch REFERENCE: civitai:MODEL@VERSION, an address of Civitai or the Hub, OWNER/NAME[:FILE], AIR or SHA-256.
 
-        What is interrupted goes on where it was. Model or LoRA: what it is, it is registered as.
+        What is interrupted goes on where it was. Model, LoRA or ControlNet: what it is, it is registered as.
         """
         row = with_registry(lambda registry, settings: _pull(registry, settings, reference, name))
         if as_json:
@@ -70,7 +70,7 @@ def add_commands(group: click.Group, kind: Kind) -> None:
 
 
 def add_pins(group: click.Group, kind: Kind) -> None:
-    """Give ``models`` or ``loras`` the commands that keep something on the disk."""
+    """Give ``models``, ``loras`` or ``controlnets`` the commands that keep something on the disk."""
 
     @group.command("pin")
     @click.argument("name")
@@ -117,10 +117,18 @@ async def _release(registry: Registry, kind: Kind, name: str) -> bool:
     return any([await release(registry, row) for row in await _named(registry, kind, name)])
 
 
+async def _rows(registry: Registry, kind: Kind) -> list[Any]:
+    """Everything of a kind; a learned word counts as a LoRA."""
+    from streamapp.models.cache import kind_of
+
+    rows: list[Any] = list(await (registry.models() if kind == "model" else registry.loras()))
+    return [row for row in rows if kind_of(row) == kind]
+
+
 async def _named(registry: Registry, kind: Kind, name: str) -> list[Any]:
     from streamapp.errors import NotFound
 
-    rows: list[Any] = list(await (registry.models() if kind == "model" else registry.loras()))
+    rows = await _rows(registry, kind)
     if not (found := [row for row in rows if row.name == name]):
         raise NotFound(f"{name} is not registered here", name=name)
     return found
@@ -204,7 +212,7 @@ async def _verify(registry: Registry, settings: Settings, kind: Kind, names: tup
     from streamapp.models.quarantine import release
     from streamapp.models.verified import note_weights
 
-    rows: list[Any] = list(await (registry.models() if kind == "model" else registry.loras()))
+    rows = await _rows(registry, kind)
     if missing := sorted(set(names) - {row.name for row in rows}):
         raise NotFound(f"{missing[0]} is not registered here", name=missing[0])
     checked = []
@@ -231,9 +239,9 @@ async def _remove(
     from streamapp.errors import NotFound
     from streamapp.models.catalogue import delete_files
 
-    gone: list[Any] = list(
-        await (registry.remove_model(name, version) if kind == "model" else registry.remove_lora(name, version))
-    )
+    there = [row for row in await _rows(registry, kind) if row.name == name]
+    remove = registry.remove_model if kind == "model" else registry.remove_lora
+    gone: list[Any] = list(await remove(name, version)) if there else []
     if not gone:
         raise NotFound(f"{name}{f' {version}' if version else ''} is not registered here", name=name)
     kept: list[Any] = [*await registry.models(), *await registry.loras()]

@@ -1,4 +1,4 @@
-"""``models`` and ``loras``: what can be drawn with, and how a local file joins it; see also ``fetch.py``.
+"""What can be drawn with (models, LoRAs, learned words, ControlNets), and how a file joins it; see also ``fetch.py``.
 
 Lists come from the running service, or, where none answers, from the database of the settings; adding works on that
 database and needs no running service.
@@ -77,7 +77,26 @@ def embeddings(ctx: click.Context, url: str | None, as_json: bool) -> None:
 def list_embeddings(url: str | None, as_json: bool) -> None:
     """List the learned words."""
     rows = _served("embeddings", url)
-    _print(_registered(lambda registry: registry.loras(), learned=True) if rows is None else rows, as_json)
+    _print(_registered(lambda registry: registry.loras(), "embedding") if rows is None else rows, as_json)
+
+
+@click.group(invoke_without_command=True)
+@url_option
+@json_option
+@click.pass_context
+def controlnets(ctx: click.Context, url: str | None, as_json: bool) -> None:
+    """List the ControlNets, add or fetch one."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_controlnets, url=url, as_json=as_json)
+
+
+@controlnets.command("list")
+@url_option
+@json_option
+def list_controlnets(url: str | None, as_json: bool) -> None:
+    """List the ControlNets."""
+    rows = _served("controlnets", url)
+    _print(_registered(lambda registry: registry.loras(), "controlnet") if rows is None else rows, as_json)
 
 
 FILE = click.Path(path_type=Path, exists=True)
@@ -116,6 +135,16 @@ def add_embedding(name: str, path: Path, family: str, as_json: bool) -> None:
     _add(name, path, "embedding", family, as_json)
 
 
+@controlnets.command("add")
+@click.argument("name")
+@click.argument("path", type=FILE)
+@click.option("--family", required=True, help="Family of the models that it steers, such as sd15.")
+@json_option
+def add_controlnet(name: str, path: Path, family: str, as_json: bool) -> None:
+    """Register the ControlNet at PATH (.safetensors, or diffusers' folder with its config.json) as NAME."""
+    _add(name, path, "controlnet", family, as_json)
+
+
 @embeddings.command("remove")
 @click.argument("name")
 def remove_embedding(name: str) -> None:
@@ -149,13 +178,13 @@ def _served(kind: str, url: str | None) -> list[dict[str, Any]] | None:
         return None
 
 
-def _registered(ask: Callable[[Registry], Awaitable[list[Any]]], *, learned: bool = False) -> list[dict[str, Any]]:
+def _registered(ask: Callable[[Registry], Awaitable[list[Any]]], mark: str | None = None) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
-    from streamapp.models.learned import is_embedding
+    from streamapp.models.learned import KIND
 
     rows = with_registry(lambda registry, _: ask(registry))
-    return [{**asdict(row), **_marks(row.traits)} for row in rows if is_embedding(row) == learned]
+    return [{**asdict(row), **_marks(row.traits)} for row in rows if row.traits.get(KIND) == mark]
 
 
 def _marks(traits: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,6 +234,8 @@ async def _added(
 
 add_commands(models, "model")
 add_commands(loras, "lora")
+add_commands(controlnets, "controlnet")
 add_pins(models, "model")
 add_pins(loras, "lora")
+add_pins(controlnets, "controlnet")
 add_components(models)

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from streamapp.client import Client, Task
 
 NO_PICTURE = 4
+#: Where a number behind a colon is a port.
+ADDRESS = r"https?://[^/]+"
+#: What `--control` takes behind the picture and its scale.
+PREPROCESSORS = ("none", "canny", "depth", "pose")
 #: What `show` prints of a task, in this order; --json prints everything.
 SHOWN = (
     "status",
@@ -53,6 +57,26 @@ class Lora(click.ParamType):
             if weight.endswith(".safetensors") or weight.startswith("//") or "@" in weight:
                 return {"name": str(value), "weight": 1.0}
             self.fail(f"{value!r} is not NAME or NAME:WEIGHT, such as ink-style:0.8", param, ctx)
+
+
+class Control(click.ParamType):
+    """``MODEL=PICTURE[:SCALE][:PREPROCESSOR]``; the picture may be an address, which holds colons."""
+
+    name = "model=picture"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        """The ControlNet as the API takes it."""
+        model, given, rest = str(value).partition("=")
+        if not (model and given and rest):
+            self.fail(f"{value!r} is not MODEL=PICTURE, such as canny=photo.png:0.8:canny", param, ctx)
+        control: dict[str, Any] = {"model": model}
+        before, colon, last = rest.rpartition(":")
+        if colon and last in PREPROCESSORS:
+            control["preprocessor"], rest = last, before
+        before, colon, last = rest.rpartition(":")
+        if colon and before != "sha256" and re.fullmatch(r"\d*\.?\d+", last) and not re.fullmatch(ADDRESS, rest):
+            control["scale"], rest = float(last), before
+        return {**control, "image": Picture().convert(rest, param, ctx)}
 
 
 class Pixels(click.ParamType):
@@ -97,6 +121,7 @@ class Picture(click.ParamType):
 @click.option("--image", "init_image", type=Picture(), help="Picture to start from: a file, an address or sha256:…")
 @click.option("--mask", type=Picture(), help="White where the picture is drawn anew; given like --image.")
 @click.option("--strength", type=click.FloatRange(0, 1, min_open=True), help="How far the picture is redrawn.")
+@click.option("--control", "controls", type=Control(), multiple=True, help="ControlNet: MODEL=FILE[:SCALE][:canny].")
 @click.option("--n", "batch_size", type=click.IntRange(1), help="How many pictures.")
 @click.option("--negative", "negative_text", help="What the pictures should not show.")
 @click.option("--style", help="Name of a style that adds its words.")

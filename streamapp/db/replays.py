@@ -74,7 +74,7 @@ def _absent(connection: Connection, rows: Collection[TaskRow]) -> set[str]:
     away: set[tuple[str, str]] = set()
     for table in (models, loras):
         c = table.c
-        named = {row.params.model for row in rows} | {lora.name for row in rows for lora in row.params.loras}
+        named = {name for row in rows for name in (row.params.model, *row.params.added)}
         # The newest version comes last and has the last word.
         found = select(c.name, c.traits).where(c.name.in_(sorted(named))).order_by(c.added_at, c.version)
         newest = {row.name: orjson.loads(row.traits) for row in connection.execute(found)}
@@ -82,7 +82,7 @@ def _absent(connection: Connection, rows: Collection[TaskRow]) -> set[str]:
     return {
         row.id
         for row in rows
-        if ("models", row.params.model) in away or any(("loras", lora.name) in away for lora in row.params.loras)
+        if ("models", row.params.model) in away or any(("loras", name) in away for name in row.params.added)
     }
 
 

@@ -118,8 +118,8 @@ class Tasks:
         """Tasks queued, at most ``limit``: a count as old as that of :meth:`counts`, plus this process's own since."""
         return await self._census.queued(limit)
 
-    async def naming(self, kind: Literal["model", "lora"], name: str) -> bool:
-        """Whether a task that has not ended names this model (also as its fallback) or LoRA."""
+    async def naming(self, kind: Literal["model", "lora", "controlnet"], name: str) -> bool:
+        """Whether a task that has not ended names this model (also as its fallback), LoRA or ControlNet."""
         c = tasks.c
         # Keys and values of the text that ``GenerationParams`` writes; quotes inside of prompts are escaped there.
         said = f'"{"model" if kind == "model" else "name"}":{orjson.dumps(name).decode()}'

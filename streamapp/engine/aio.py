@@ -12,6 +12,7 @@ from streamapp.engine.caps import default_samples
 from streamapp.engine.decoder import WAITING
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event
+from streamapp.engine.families import CONTROLNET
 from streamapp.engine.host import EngineThread, Host
 from streamapp.engine.job import Job
 from streamapp.engine.process import EngineProcess
@@ -67,8 +68,10 @@ class AsyncEngine:
         variant: str | None = None,
         keep: Collection[str] = (),
     ) -> Loaded:
-        """Load a checkpoint; returns when it can be drawn with. Those in ``keep`` do not make room."""
-        return await asyncio.to_thread(self._host.load, name, path, self._family or family, variant, keep)
+        """Load a checkpoint or a ControlNet; returns when it can be drawn with. Those in ``keep`` do not make room."""
+        # A ControlNet is none of the family that stands in for all others.
+        drawn = family if family == CONTROLNET else self._family or family
+        return await asyncio.to_thread(self._host.load, name, path, drawn, variant, keep)
 
     async def prefetch(self, path: str | Path, family: str | None = None, variant: str | None = None) -> None:
         """Have a checkpoint read into RAM; returns when that has begun."""

@@ -18,13 +18,14 @@ from streamapp.errors import AppError
 from streamapp.models.catalogue import LOCAL, delete_files, locate, models_root, notes_root
 from streamapp.models.download import NoSpace
 from streamapp.models.partial import arriving_bytes
+from streamapp.models.steering import is_controlnet
 from streamapp.models.verified import used_at
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 
 log = get_logger(__name__)
 Row = ModelRow | LoraRow
-Kind = Literal["model", "lora"]
+Kind = Literal["model", "lora", "controlnet"]
 #: Traits of a row: never evicted; what a pull was asked for.
 PINNED, PULLED_FROM = "pinned", "pulled_from"
 __all__ = ["EVICTED", "PINNED", "PULLED_FROM", "DiskCache", "Held", "Kind", "Resident", "Rows", "Wanted"]
@@ -59,8 +60,15 @@ Elsewhere = Callable[[Row], Awaitable[bool]]
 
 
 def kind_of(row: Row) -> Kind:
-    """Which table a row is of."""
+    """What commands and addresses call what a row is; a learned word counts as a LoRA."""
+    if is_controlnet(row):
+        return "controlnet"
     return "lora" if isinstance(row, LoraRow) else "model"
+
+
+def _known_as(row: Row) -> tuple[Kind, str]:
+    """How workers' states name it: LoRAs and ControlNets, which never have one name, stand together."""
+    return ("lora" if isinstance(row, LoraRow) else "model"), row.name
 
 
 def in_memory(states: Collection[Mapping[str, Mapping[str, str]]]) -> set[tuple[Kind, str]]:
@@ -164,7 +172,7 @@ class DiskCache:
         for one in sorted(held, key=lambda item: item.used_at):
             if freed >= missing:
                 break
-            if not one.expendable or any((kind_of(row), row.name) in resident for row in one.rows):
+            if not one.expendable or any(_known_as(row) in resident for row in one.rows):
                 continue
             if not await self._named(one):
                 chosen.append(one)

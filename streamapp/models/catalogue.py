@@ -20,6 +20,7 @@ from streamapp.models.kinds import describe
 from streamapp.models.learned import EMBEDDING, check_embedding, is_embedding
 from streamapp.models.place import place
 from streamapp.models.safe import LoraHeader, check_folder, check_lora, check_model, read_header
+from streamapp.models.steering import CONTROLNET, check_controlnet, is_controlnet
 from streamapp.models.verified import note_weights
 from streamapp.models.words import vocabulary
 from streamapp.settings import Settings
@@ -164,7 +165,7 @@ async def add_file(
 ) -> ModelRow | LoraRow:
     """Register a local ``.safetensors`` file, or a diffusers folder; the version is the start of its digest.
 
-    ``kind`` is ``model``, ``lora`` or ``embedding``; a learned word and a LoRA have names of their own.
+    ``kind`` is ``model``, ``lora``, ``embedding`` or ``controlnet``; of the last three each has names of its own.
 
     What lies outside the data folder's ``models`` is linked into it (copied across file systems), so that the row's
     path holds on every machine that shares the folder.
@@ -173,7 +174,7 @@ async def add_file(
         InvalidRequest: for a bad name, an unknown family, pickled or malformed weights, a LoRA of a kind that cannot
             be applied, or a file of the other kind.
         NotFound: when there is nothing at ``path``.
-        Conflict: a LoRA has the name of a learned word, or the other way round.
+        Conflict: a LoRA, a learned word or a ControlNet has the name of another one of these kinds.
     """
     if not NAME.match(name):
         raise InvalidRequest(
@@ -181,15 +182,29 @@ async def add_file(
             field="name",
         )
     known_family(family)
-    if kind not in ("model", "lora", EMBEDDING):
-        raise InvalidRequest(f"kind {kind!r} must be model, lora or embedding", field="kind")
+    if kind not in ("model", "lora", EMBEDDING, CONTROLNET):
+        raise InvalidRequest(f"kind {kind!r} must be model, lora, embedding or controlnet", field="kind")
     row = await asyncio.to_thread(_register, models_root(settings), name, path, kind, family)
-    if isinstance(row, LoraRow) and (other := await registry.lora(name)) and is_embedding(other) != is_embedding(row):
-        what = "a learned word" if is_embedding(other) else "a LoRA"
-        raise Conflict(f"{name} is the name of {what}: choose another name", name=name)
+    if isinstance(row, LoraRow):
+        check_name(row, await registry.lora(name))
     await asyncio.to_thread(note_weights, row, models_root(settings) / row.path, notes_root(settings))
     await (registry.add_lora(row) if isinstance(row, LoraRow) else registry.add_model(row))
     return row
+
+
+def check_name(row: LoraRow, other: LoraRow | None) -> None:
+    """Refuse a name that stands for something of another kind.
+
+    Raises:
+        Conflict: says of which.
+    """
+    if other is not None and what_is(other) != what_is(row):
+        raise Conflict(f"{row.name} is the name of {what_is(other)}: choose another name", name=row.name)
+
+
+def what_is(row: LoraRow) -> str:
+    """What a row of the LoRAs' table is, for sentences."""
+    return "a learned word" if is_embedding(row) else "a ControlNet" if is_controlnet(row) else "a LoRA"
 
 
 def _register(root: Path, name: str, path: Path, kind: str, family: str) -> ModelRow | LoraRow:
@@ -200,6 +215,8 @@ def _register(root: Path, name: str, path: Path, kind: str, family: str) -> Mode
     told: dict[str, Any] = {}
     if kind == EMBEDDING:
         told = check_embedding(path, family)
+    elif kind == CONTROLNET:
+        told = check_controlnet(path, family)
     elif kind == "lora":
         header = check_lora(path)
     elif path.is_dir():
@@ -214,6 +231,8 @@ def _register(root: Path, name: str, path: Path, kind: str, family: str) -> Mode
     common |= {"digest": digest, "size": size}
     if kind == EMBEDDING:
         return LoraRow(name=name, **common, traits={**told, "autov3": autov3(path)})
+    if kind == CONTROLNET:
+        return LoraRow(name=name, **common, traits=told)
     if header is None:
         return ModelRow(name=name, **common, traits=told)
     traits = {
@@ -232,6 +251,8 @@ def _file_traits(path: Path, family: str) -> dict[str, Any]:
         InvalidRequest: they are of another family, or its family's models are not drawn from single files.
     """
     kind, told = family_of_file(family, "model"), describe(read_header(path))
+    if told.kind == CONTROLNET:
+        raise InvalidRequest(f"{path.name} is a ControlNet: add it with `streamapp controlnets add`", field="path")
     if told.family is not None and told.family != kind.name:
         raise InvalidRequest(f"{path.name} is of family {told.family}, not {kind.name}", field="family")
     if told.family is None and kind.flow:

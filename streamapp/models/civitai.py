@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,9 +15,15 @@ from streamapp.models.download import Remote
 from streamapp.models.offer import SHA256, Offer, family_of_base, variant_of
 from streamapp.models.reference import Civitai, Digest
 
-TYPES = {"Checkpoint": "model", "LORA": "lora", "LoCon": "lora", "DoRA": "lora"}
+TYPES: Mapping[str, Literal["model", "lora", "controlnet"]] = {
+    "Checkpoint": "model",
+    "LORA": "lora",
+    "LoCon": "lora",
+    "DoRA": "lora",
+    "Controlnet": "controlnet",
+}
 #: The kinds of file that hold what the page is about, the best first.
-FILES = ("Model", "Pruned Model")
+FILES = ("Model", "Pruned Model", "ControlNet")
 
 
 class _Answer(BaseModel):
@@ -103,7 +110,8 @@ class CivitaiSite:
         kind = TYPES.get(version.model.type)
         if kind is None:
             raise InvalidRequest(
-                f"{title} is a {version.model.type or 'thing without a type'}: only checkpoints and LoRAs are used here"
+                f"{title} is a {version.model.type or 'thing without a type'}: only checkpoints, "
+                "LoRAs and ControlNets are used here"
             )
         if version.usage != "Download":
             raise NotAllowed(f"{title}: its maker allows {version.usage} on the site only, not the download")
@@ -121,7 +129,7 @@ class CivitaiSite:
         file = self._file(version, wanted, title)
         url = f"{self._base}/api/download/models/{version.id}?fileId={file.id}"
         return Offer(
-            kind="model" if kind == "model" else "lora",
+            kind=kind,
             title=version.model.name or f"civitai-{version.model_id}",
             version=version.name or str(version.id),
             family=family,

@@ -3,7 +3,8 @@ r"""One rule for the identity of weights, used by the registry, the recipes and 
 A single file has the SHA-256 of its bytes. A diffusers folder has the SHA-256 of the list that ``sha256sum`` prints
 for ``model_index.json`` and for every ``.safetensors``, ``.json``, ``.txt`` and ``.model`` file in its component
 folders, sorted by path in byte order. Configurations and tokenizers count because they change the picture; cards,
-notices and other files at the top do not. By hand, inside the folder::
+notices and other files at the top do not. A folder of one component (a ControlNet), which has no index, has that of
+``config.json`` and the ``.safetensors`` files beside it. By hand, inside the folder::
 
     find model_index.json */ -regex '.*\\.\\(safetensors\\|json\\|txt\\|model\\)' \\
         | LC_ALL=C sort | xargs sha256sum | sha256sum
@@ -15,7 +16,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-INDEX = "model_index.json"
+INDEX, CONFIG = "model_index.json", "config.json"
 SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model"})
 
 
@@ -43,6 +44,8 @@ def identify(path: Path) -> Identity:
 
 def folder_files(folder: Path) -> list[Path]:
     """The files of a diffusers folder that loading reads, in the order of the digest."""
+    if not (folder / INDEX).is_file() and (folder / CONFIG).is_file():
+        return sorted([folder / CONFIG, *folder.glob("*.safetensors")], key=lambda part: part.name.encode())
     inside = (part for part in folder.glob("*/**/*") if part.is_file() and part.suffix in SUFFIXES)
     found = [part for part in (folder / INDEX, *inside) if part.is_file()]
     return sorted(found, key=lambda part: part.relative_to(folder).as_posix().encode())

@@ -59,6 +59,7 @@ class Family:
         encoders: text encoders that learned words have vectors for; 0 where it takes none.
         files: whether single files of it can be drawn, beside diffusers folders.
         pipelines: what the index of such a folder calls its pipeline.
+        controlnets: whether ControlNets steer its models.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Family:
     encoders: int = 0
     files: bool = True
     pipelines: tuple[str, ...] = ()
+    controlnets: bool = False
 
 
 def _flow(**own: Any) -> Traits:
@@ -87,6 +89,7 @@ FAMILIES: Mapping[str, Family] = {
         Traits(native=512, min_side=256, max_side=1024, max_pixels=768 * 1024),
         encoders=1,
         pipelines=("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "LatentConsistencyModelPipeline"),
+        controlnets=True,
     ),
     # Trained at about one megapixel in forty aspect ratios, the longest of them 4:1; far below it falls apart.
     "sdxl": Family(
@@ -95,6 +98,7 @@ FAMILIES: Mapping[str, Family] = {
         Traits(native=1024, min_side=512, max_side=2048, max_pixels=1024 * 1536, steps=30, guidance=6.0),
         encoders=2,
         pipelines=("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"),
+        controlnets=True,
     ),
     # Trained at about one megapixel, 3.5 medium up to 1440 pixels a side.
     "sd3": Family(
@@ -117,6 +121,7 @@ FAMILIES: Mapping[str, Family] = {
         guided=False,
         unguided=frozenset({"schnell"}),
         pipelines=("FluxPipeline",),
+        controlnets=True,
     ),
     # Its publisher's sizes, from 928x1664 over 1328x1328 to 1664x928; guidance is the pipeline's true_cfg_scale.
     "qwen_image": Family(

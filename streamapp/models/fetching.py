@@ -14,7 +14,7 @@ from streamapp.db.rows import LoraRow, ModelRow
 from streamapp.errors import AppError, InvalidRequest, NotFound, Overloaded
 from streamapp.models.bringing import Bringing
 from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, DiskCache, Rows, kind_of, mark, marked, save
-from streamapp.models.catalogue import locate, models_root, notes_root, place_of
+from streamapp.models.catalogue import check_name, locate, models_root, notes_root, place_of
 from streamapp.models.digest import identify
 from streamapp.models.download import Fetched
 from streamapp.models.offer import Offer
@@ -233,6 +233,8 @@ class Fetches:
 
     async def _register(self, row: ModelRow | LoraRow) -> ModelRow | LoraRow:
         """Write the row; what an operator pinned stays pinned, and other names of the same file have it again, too."""
+        if isinstance(row, LoraRow):
+            check_name(row, await self._registry.lora(row.name))
         same = [one for one in await self._rows() if one.digest == row.digest]
         if any(
             (kind_of(one), one.name, bool(one.traits.get(PINNED))) == (kind_of(row), row.name, True) for one in same

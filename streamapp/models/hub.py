@@ -67,7 +67,9 @@ class HubSite:
         """
         repo = await self._repo(wanted)
         file = self._file(repo, wanted)
-        adapter = "lora" in {tag.lower() for tag in repo.tags} or "lora" in file.name.lower()
+        tags = {tag.lower() for tag in repo.tags}
+        adapter = "lora" in tags or "lora" in file.name.lower()
+        steers = not adapter and ("controlnet" in tags or "control" in f"{wanted.repo} {file.name}".lower())
         url = f"{self._base}/{wanted.repo}/resolve/{quote(repo.sha)}/{quote(file.name)}"
         digest = file.lfs.sha256.lower() if file.lfs else None
         size = file.lfs.size if file.lfs else file.size
@@ -83,7 +85,7 @@ class HubSite:
             traits["trigger_words"] = [str(words)]
         name = f"{wanted.repo}:{file.name}"
         return Offer(
-            kind="lora" if adapter else "model",
+            kind="lora" if adapter else "controlnet" if steers else "model",
             title=wanted.repo.rpartition("/")[2],
             version=repo.sha[:10],
             family=None,

@@ -17,6 +17,8 @@ _UNET = "model.diffusion_model."
 #: Cross-attention keys read the text encoder's width: 768 CLIP-L, 1024 OpenCLIP-H, 2048 both encoders of SDXL.
 _WIDTHS = {768: "sd15", 1024: "sd15", 2048: "sdxl"}
 _CROSS = re.compile(r"attn2[._]to_k[._](?:lora_down|lora_A|lora\.down)(?:\.default)?\.weight\Z")
+#: What only ControlNets have: in the published layout a prefix or these layers, in diffusers' these names.
+_ADDED = re.compile(r"control_model\.|zero_convs\.0\.0\.|controlnet_")
 _DOWN = ("lora_down.weight", "lora_A.weight", "lora.down.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a")
 
 
@@ -34,12 +36,10 @@ def describe(header: Mapping[str, Any]) -> Described:
     shapes = {name: tuple(entry.get("shape") or ()) for name, entry in header.items() if name != "__metadata__"}
     if any(name.endswith(_DOWN) for name in shapes):
         return Described("lora", _lora_family(shapes))
-    for look in (_flux, _sd3, _qwen, _unet):
+    for look in (_controlnet, _flux, _sd3, _qwen, _unet):
         found = look(shapes)
         if found is not None:
             return found
-    if any(name.startswith(("control_model.", "controlnet_")) for name in shapes):
-        return Described("controlnet", None)
     if "emb_params" in shapes or {"clip_l", "clip_g"} & shapes.keys():
         return Described("textual_inversion", "sdxl" if "clip_g" in shapes else "sd15")
     if any(name.startswith(("encoder.", "first_stage_model.encoder.")) for name in shapes):
@@ -60,6 +60,26 @@ def _lacks(shapes: Mapping[str, tuple[int, ...]], *needed: str) -> dict[str, Any
     """Which of the components that it cannot draw without a file does not hold, as a trait."""
     lacking = [part for part in needed if not any(name.startswith(_FILED[part]) for name in shapes)]
     return {"lacks": lacking} if lacking else {}
+
+
+def _controlnet(shapes: Mapping[str, tuple[int, ...]]) -> Described | None:
+    """Before models: a ControlNet is a copy of a half of one. ``unlike`` says what it is that is not a whole one."""
+    if "lora_controlnet" in shapes:
+        return Described("controlnet", None, {"unlike": "a Control-LoRA"})
+    if any(name.startswith("lllite_") for name in shapes):
+        return Described("controlnet", None, {"unlike": "a ControlNet-LLLite"})
+    if not any(_ADDED.match(name) for name in shapes):
+        return None
+    if "controlnet_x_embedder.weight" in shapes:
+        return Described("controlnet", "qwen_image" if "txt_norm.weight" in shapes else "flux")
+    if "pos_embed_input.proj.weight" in shapes:
+        return Described("controlnet", "sd3")
+    unlike: dict[str, Any] = {"unlike": "the difference to a checkpoint"} if "difference" in shapes else {}
+    if any("task_embedding" in name or name.startswith("control_add_embedding.") for name in shapes):
+        unlike = {"unlike": "a union of ControlNets for Stable Diffusion XL"}
+    widths = {shape[-1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight") and shape}
+    width = widths.pop() if len(widths) == 1 else 0
+    return Described("controlnet", _WIDTHS.get(width), {**({"variant": "sd2"} if width == 1024 else {}), **unlike})
 
 
 def _flux(shapes: Mapping[str, tuple[int, ...]]) -> Described | None:

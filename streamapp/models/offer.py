@@ -28,7 +28,7 @@ class Offer:
         reference: what leads to this very file again.
     """
 
-    kind: Literal["model", "lora"]
+    kind: Literal["model", "lora", "controlnet"]
     title: str
     version: str
     family: str | None

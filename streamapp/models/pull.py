@@ -19,9 +19,11 @@ from streamapp.models.download import Downloader, Fetched
 from streamapp.models.families import family_of_file
 from streamapp.models.hub import HubSite
 from streamapp.models.kinds import Described, describe
+from streamapp.models.learned import KIND
 from streamapp.models.offer import Offer
 from streamapp.models.reference import Hub, Named, read_reference
 from streamapp.models.safe import check_lora, parse_header
+from streamapp.models.steering import CONTROLNET, check_file
 from streamapp.settings import Settings
 
 #: Seconds that a site may take to begin its answer.
@@ -128,6 +130,8 @@ def registered(root: Path, name: str, text: str, offer: Offer, fetched: Fetched)
         "size": fetched.size,
     }
     traits = {**offer.traits, **told.traits, "version": offer.version, "pulled_from": text}
+    if told.kind == CONTROLNET:
+        return LoraRow(**facts, traits={**traits, KIND: CONTROLNET})
     if told.kind != "lora":
         return ModelRow(**facts, traits=traits)
     header = check_lora(fetched.path)
@@ -137,8 +141,8 @@ def registered(root: Path, name: str, text: str, offer: Offer, fetched: Fetched)
 
 def _family(offer: Offer, told: Described) -> str:
     title = offer.file.name
-    if told.kind not in {"model", "lora"}:
-        raise InvalidRequest(f"{title} holds a {told.kind.replace('_', ' ')}, not a checkpoint or LoRA")
+    if told.kind not in {"model", "lora", CONTROLNET}:
+        raise InvalidRequest(f"{title} holds a {told.kind.replace('_', ' ')}, not a checkpoint, LoRA or ControlNet")
     if told.kind != offer.kind and offer.family is not None:
         raise InvalidRequest(f"{title} holds a {told.kind}, its page says {offer.kind}")
     if offer.family is not None and told.family is not None and told.family != offer.family:
@@ -148,6 +152,8 @@ def _family(offer: Offer, told: Described) -> str:
         raise InvalidRequest(
             f"the family of {title} cannot be told from its tensors: fetch it yourself and use `streamapp models add`"
         )
+    if told.kind == CONTROLNET:
+        check_file(title, family, told)
     return family_of_file(family, told.kind).name
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from streamapp.db.rows import EVICTED, LoraRow, ModelRow
 from streamapp.errors import AppError
+from streamapp.models.steering import is_controlnet
 from streamapp.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -19,6 +20,8 @@ Row = ModelRow | LoraRow
 Traits = Mapping[str, Any]
 #: Traits of a row: why nobody draws with it; how often in a row it failed to load.
 QUARANTINED, FAILURES = "quarantined", "load_failures"
+#: Fields of a request that name weights, by kind.
+FIELDS = {"model": "model", "lora": "loras", "controlnet": "controls"}
 #: Failures in a row after which weights are left alone.
 LIMIT = 3
 
@@ -57,11 +60,11 @@ def refuse(row: Row) -> None:
     reason = why(row)
     if reason is None:
         return
-    kind = "lora" if isinstance(row, LoraRow) else "model"
+    kind = "controlnet" if is_controlnet(row) else "lora" if isinstance(row, LoraRow) else "model"
     raise Quarantined(
         f"{row.name} is in quarantine: {reason}; its operator lifts that with `streamapp {kind}s verify {row.name}`, "
         "`pull` or `release`",
-        field="model" if kind == "model" else "loras",
+        field=FIELDS[kind],
         name=row.name,
     )
 

@@ -12,14 +12,17 @@ from typing import Any, Protocol, TypeVar
 
 from streamapp.db.rows import LoraRow, ModelRow
 from streamapp.errors import AppError, InvalidRequest, Overloaded, Unavailable
+from streamapp.models import quarantine
 from streamapp.models.cache import EVICTED, PULLED_FROM, Kind, Rows, Wanted
 from streamapp.models.catalogue import LOCAL, models_root
 from streamapp.models.download import NoSpace
 from streamapp.models.families import family_of_file
+from streamapp.models.learned import KIND
 from streamapp.models.offer import Offer
 from streamapp.models.peek import told
 from streamapp.models.pull import Sites, slug, target_of
 from streamapp.models.reference import Hub, Named, read_reference
+from streamapp.models.steering import check_steered
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 
@@ -102,7 +105,7 @@ class References:
             NeedsToken, NotAllowed: its maker does not give it to everybody.
             AppError: its site does not answer.
         """
-        field = "model" if kind == "model" else "loras"
+        field = quarantine.FIELDS[kind]
         try:
             offer = await self._offer(text)
             self._check(offer, kind, served)
@@ -178,6 +181,8 @@ class References:
         if offer.kind != kind:
             raise InvalidRequest(f"{name} is a {offer.kind.replace('_', ' ')}, and a {kind} is asked for")
         family = family_of_file(offer.family or "", kind).name
+        if kind == "controlnet":
+            check_steered(family)
         if served is not None and family not in served:
             raise InvalidRequest(
                 f"{name} is of family {family}, which no worker here serves (STREAMAPP_FAMILIES: {', '.join(served)})"
@@ -203,6 +208,7 @@ class References:
             "size": _size(offer),
             "traits": {
                 **offer.traits,
+                **({KIND: kind} if kind == "controlnet" else {}),
                 "version": offer.version,
                 PULLED_FROM: offer.reference,
                 EVICTED: True,

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from streamapp.errors import InvalidRequest
-from streamapp.recipe import infotext
+from streamapp.infotext import infotext
 
 PARAMETERS, OURS = "parameters", "streamapp"
 

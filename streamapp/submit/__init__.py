@@ -26,6 +26,7 @@ from streamapp.models.words import vocabulary_note
 from streamapp.recipe import check_provenance
 from streamapp.scheduling.cost import estimate
 from streamapp.settings import Settings
+from streamapp.submit.controls import ControlAsked, control_refs, find_controls
 from streamapp.submit.fallback import clip_skip_of, unless_quarantined, with_fallback
 from streamapp.submit.guidance import guidance_of, sampler_of, steps_left
 from streamapp.submit.inputs import described, fitting, start_of
@@ -74,6 +75,7 @@ class Submission(BaseModel):
     strength: Strength | None = None
     resize_mode: ResizeMode | None = None
     mask_feather: Feather | None = None
+    controls: tuple[ControlAsked, ...] = ()
     n: int = Field(1, ge=1)
     priority: Priority = 2
     prefetch: bool = True
@@ -113,10 +115,14 @@ async def submit(runtime: Runtime, submission: Submission, user: str) -> Accepte
     loras = await find_loras(shelf, submission.loras, model, absent)
     said = styled(submission.text, submission.style), submission.negative or ""
     embeddings = await find_embeddings(shelf, model, *said)
+    started = submission.init_image is not None
+    nets = await find_controls(shelf, submission.controls, model, absent, started=started)
     start = await start_of(runtime, submission, model)
+    controls = await control_refs(runtime, submission.controls, nets)
+    own = _resolve(submission, model, loras, start)
     params = await with_fallback(
         submission,
-        _resolve(submission, model, loras, start).model_copy(update={"embeddings": refs(embeddings)}),
+        own.model_copy(update={"embeddings": refs(embeddings), "controls": controls}),
         model,
         loras,
         settings,
@@ -124,14 +130,7 @@ async def submit(runtime: Runtime, submission: Submission, user: str) -> Accepte
     )
     params = unless_quarantined(params, model)
     _check_length(params, settings)
-    if submission.provenance is not None:
-        check_provenance(
-            submission.provenance,
-            model_digest=model.digest,
-            lora_digests={row.name: row.digest for row in (*loras, *embeddings)},
-            prompt=params.prompt,
-            drawn=str(params.drawn),
-        )
+    _check_provenance(submission.provenance, params, model, (*loras, *embeddings, *nets))
     new = replace(_task(submission, params, user, runtime), fetching=bool(absent.rows))
     await absent.promise()
     row, created = await runtime.tasks.insert(new)
@@ -143,6 +142,19 @@ async def submit(runtime: Runtime, submission: Submission, user: str) -> Accepte
     if row.request != new.request:
         again += ", and this request, which differs from the first one, made none"
     return Accepted(row, False, (again, *row.params.notes))
+
+
+def _check_provenance(
+    provenance: Mapping[str, Any] | None, params: GenerationParams, model: ModelRow, added: Sequence[LoraRow]
+) -> None:
+    if provenance is not None:
+        check_provenance(
+            provenance,
+            model_digest=model.digest,
+            lora_digests={row.name: row.digest for row in added},
+            prompt=params.prompt,
+            drawn=str(params.drawn),
+        )
 
 
 def _check(asked: Submission, settings: Settings) -> None:
@@ -261,7 +273,7 @@ def _task(asked: Submission, params: GenerationParams, user: str, runtime: Runti
         family=params.family,
         model=params.model,
         params=params,
-        request=described(asked.request, params.start),
+        request=described(asked.request, params),
         cost=estimate(params),
         max_attempts=settings.max_attempts,
         deadline_ms=None if deadline is None else int(deadline * 1000),

@@ -79,6 +79,9 @@ def resolve(asked: Submission, params: GenerationParams, row: ModelRow, loras: S
     if params.embeddings and row.family != params.family:
         words = ", ".join(each.name for each in params.embeddings)
         raise InvalidRequest(f"learned words ({words}) fit family {params.family}, and {row.name} is of {row.family}")
+    if params.controls and row.family != params.family:
+        nets = ", ".join(each.name for each in params.controls)
+        raise InvalidRequest(f"ControlNets ({nets}) fit family {params.family}, and {row.name} is of {row.family}")
     if row.traits.get("inpainting") and (params.start is None or params.start.mask is None):
         raise InvalidRequest(f"{row.name} is an inpainting model, and there is no mask")
     traits = traits_of(row.family, row.traits)

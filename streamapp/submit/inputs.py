@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from streamapp.db import InputRow, Inputs, ModelRow
 from streamapp.errors import AppError, InvalidRequest, TooLarge
-from streamapp.generation import InputRef, Size, Start
+from streamapp.generation import GenerationParams, InputRef, Size, Start
 from streamapp.guarded import FetchFailed, GuardedClient, Refused
 from streamapp.models.sizes import MAX_DELIVERED
 from streamapp.postprocess.reading import seen
@@ -77,8 +77,8 @@ async def start_of(parts: Parts, asked: Submission, model: ModelRow) -> Start | 
         raise InvalidRequest(
             f"{model.name} is an inpainting model: send a mask, too, or name another model", field="mask"
         )
-    image = await _taken(parts, asked.init_image, "init_image")
-    mask = None if asked.mask is None else await _taken(parts, asked.mask, "mask", mask=True)
+    image = await taken(parts, asked.init_image, "init_image")
+    mask = None if asked.mask is None else await taken(parts, asked.mask, "mask", mask=True)
     if mask is not None and abs(mask.width * image.height / (mask.height * image.width) - 1) > SAME:
         raise InvalidRequest(
             f"mask is {mask.width}x{mask.height} and init_image {image.width}x{image.height}: make them of one size",
@@ -112,7 +112,13 @@ def fitting(size: InputRef) -> Size:
     return Size(width=round(size.width * ratio), height=round(size.height * ratio))
 
 
-async def _taken(parts: Parts, given: str, field: str, *, mask: bool = False) -> InputRef:
+async def taken(parts: Parts, given: str, field: str, *, mask: bool = False) -> InputRef:
+    """A picture as a request gives it, kept here.
+
+    Raises:
+        InvalidRequest: it cannot be read or had, or has too many pixels.
+        TooLarge: it has too many bytes.
+    """
     if (match := DIGEST.match(given)) is not None:
         return await _known(parts, match[1], field)
     if given.startswith("sha256:"):
@@ -201,16 +207,21 @@ def _plain(given: str, limit: int, field: str) -> bytes:
     return data
 
 
-def described(request: Any, start: Start | None) -> Any:
+def described(request: Any, params: GenerationParams) -> Any:
     """The request as the row keeps it: pictures in it are named, not held."""
-    if start is None or not isinstance(request.get("params"), dict):
+    said, start = request.get("params"), params.start
+    if not isinstance(said, dict) or (start is None and not params.controls):
         return request
-    named = {"init_image": start.image, "mask": start.mask}
-    params = {
-        name: named[name].name if named.get(name) is not None and not _address(value) else value  # type: ignore[union-attr]
-        for name, value in request["params"].items()
-    }
-    return {**request, "params": params}
+    named = {} if start is None else {"init_image": start.image, "mask": start.mask}
+    found = {name: _named(value, named.get(name)) for name, value in said.items()}
+    if params.controls:
+        pairs = zip(said["controls"], params.controls, strict=True)
+        found["controls"] = [{**one, "image": _named(one["image"], ref.image)} for one, ref in pairs]
+    return {**request, "params": found}
+
+
+def _named(value: Any, ref: InputRef | None) -> Any:
+    return value if ref is None or _address(value) else ref.name
 
 
 def _address(value: Any) -> bool:

@@ -17,6 +17,7 @@ from streamapp.models.catalogue import POCKET
 from streamapp.models.learned import is_embedding, named
 from streamapp.models.referenced import PENDING, References, Unfit
 from streamapp.models.registered import how_to_pull
+from streamapp.models.steering import is_controlnet
 from streamapp.settings import Settings
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Absent:
             f"the files of {row.name} are not here: `streamapp {kind}s pull {row.traits.get(PULLED_FROM)} "
             f"--name {row.name}` or POST /api/v1/{kind}s/pull brings them, and so does a request without "
             "prefetch: false, unless STREAMAPP_FETCH is off",
-            field="model" if kind == "model" else "loras",
+            field=quarantine.FIELDS[kind],
         )
 
 
@@ -111,7 +112,7 @@ async def find_model(shelf: Shelf, name: str | None, settings: Settings, absent:
             coming = await absent.find("model", name, settings.families)
             found = coming if isinstance(coming, ModelRow) else None
         if found is None:
-            raise _unknown("model", name, [row.name for row in await shelf.models()])
+            raise unknown("model", name, [row.name for row in await shelf.models()], "model")
         row = found
     if row.family not in settings.families:
         raise InvalidRequest(
@@ -174,9 +175,11 @@ async def find_loras(
             coming = await absent.find("lora", name)
             row = coming if isinstance(coming, LoraRow) else None
         if row is None:
-            raise _unknown("LoRA", name, [lora.name for lora in await shelf.loras()])
+            raise unknown("LoRA", name, [lora.name for lora in await shelf.loras() if not is_controlnet(lora)], "loras")
         if is_embedding(row):
             raise InvalidRequest(f"{name} is a learned word, no LoRA: write it in the text", field="loras")
+        if is_controlnet(row):
+            raise InvalidRequest(f"{name} is a ControlNet, no LoRA: name it in controls", field="loras")
         if row.family != model.family:
             raise Unfit(
                 f"LoRA {name} fits models of family {row.family}, and {model.name} is of {model.family}", field="loras"
@@ -209,11 +212,10 @@ def refs(embeddings: Sequence[LoraRow]) -> tuple[EmbeddingRef, ...]:
     return tuple(EmbeddingRef(name=row.name) for row in embeddings)
 
 
-def _unknown(kind: str, name: str, known: Sequence[str]) -> InvalidRequest:
-    """A sentence with the nearest names, or the first ones."""
+def unknown(kind: str, name: str, known: Sequence[str], field: str) -> InvalidRequest:
+    """A sentence with the nearest names, or the first ones; ``field`` is the request's."""
     names = sorted(set(known))
     near = get_close_matches(name, names, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names[:20]) or 'none'}"
-    field = "model" if kind == "model" else "loras"
     pull = how_to_pull(name, kind.lower())
     return Unknown(f"{kind} {name[:60]!r} is not registered here; {hint}{pull}", field=field, known=near or names[:20])

@@ -37,11 +37,14 @@ class Order:
     loras: tuple[tuple[LoraRow, Path, float], ...] = ()
     files: Files | None = None
     embeddings: tuple[tuple[LoraRow, Path], ...] = ()
+    #: With the file of the picture that each steers by.
+    controls: tuple[tuple[LoraRow, Path, bytes], ...] = ()
 
     @property
     def added(self) -> tuple[LoraRow, ...]:
-        """The LoRAs and learned words."""
-        return (*(row for row, _, _ in self.loras), *(row for row, _ in self.embeddings))
+        """The LoRAs, learned words and ControlNets."""
+        styles, words = (row for row, _, _ in self.loras), (row for row, _ in self.embeddings)
+        return (*styles, *words, *(row for row, _, _ in self.controls))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,15 +16,16 @@ from streamapp.db import LoraRow, ModelRow
 from streamapp.engine.aio import AsyncEngine, open_engine
 from streamapp.engine.errors import EngineError
 from streamapp.engine.events import Event, Picture
-from streamapp.engine.job import Job, LoRA
+from streamapp.engine.job import Control, Job, LoRA
 from streamapp.errors import AppError
 from streamapp.models.catalogue import notes_root
 from streamapp.models.learned import token, with_tokens
+from streamapp.models.steering import engine_name
 from streamapp.models.verified import check_weights
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 from streamapp.worker.drawing import LOADED, Drawing, Drawn, EngineCrashed, Order, Progress
-from streamapp.worker.inputs import framed
+from streamapp.worker.inputs import framed, steering
 from streamapp.worker.resident import Check, Resident
 
 log = get_logger(__name__)
@@ -33,7 +34,7 @@ log = get_logger(__name__)
 SAME_CRASH = 2.0
 CRASHED = "engine_crashed"
 #: The engine does not know weights that were loaded before: loading them again helps.
-FORGOTTEN = frozenset({"unknown_model", "unknown_lora", "unknown_embedding"})
+FORGOTTEN = frozenset({"unknown_model", "unknown_lora", "unknown_embedding", "unknown_control"})
 
 
 class EngineDrawing:
@@ -65,7 +66,7 @@ class EngineDrawing:
 
     @property
     def loras(self) -> Mapping[str, str]:
-        """Loaded LoRAs."""
+        """Loaded LoRAs and ControlNets."""
         return self._resident.loras
 
     async def start(self) -> None:
@@ -94,8 +95,9 @@ class EngineDrawing:
         try:
             loaded = await self._prepare(order)
             self._events[task_id] = events
-            # Only a picture to start from is work for a thread: the way there and back costs a lone task a millisecond.
-            job = engine_job(order) if order.files is None else await asyncio.to_thread(engine_job, order)
+            # Only pictures that go in are work for a thread: the way there and back costs a lone task a millisecond.
+            plain = order.files is None and not order.controls
+            job = engine_job(order) if plain else await asyncio.to_thread(engine_job, order)
             self._engine.submit(job, task_id)
             while left:
                 event = await events.get()
@@ -132,6 +134,7 @@ class EngineDrawing:
                 loaded = await self._resident.model(order.model, order.model_path)
                 self._resident.drawn_with[order.row.id] = order.model.name
                 styles = [await self._resident.lora(lora, path, order.model.name) for lora, path, _ in order.loras]
+                styles += [await self._resident.control(row, path) for row, path, _ in order.controls]
                 await self._resident.words(order)
             except EngineError as error:
                 await asyncio.sleep(0.1)  # the events of the same crash are on their way
@@ -197,7 +200,7 @@ def _code(error: Any) -> str:
 
 
 def engine_job(order: Order) -> Job:
-    """An order in the engine's own form; decodes the picture that it starts from: call it in threads."""
+    """An order in the engine's own form; decodes the pictures that go in: call it in threads where there are any."""
     params, words = order.row.params, [word for word, _ in order.embeddings]
     image, mask = (None, None) if order.files is None else framed(order.files, params)
     return Job(
@@ -218,8 +221,16 @@ def engine_job(order: Order) -> Job:
         image=image,
         mask_image=mask,
         strength=None if params.start is None else params.start.strength,
+        controls=tuple(_controls(order)),
         output="rgb",
     )
+
+
+def _controls(order: Order) -> Iterator[Control]:
+    params = order.row.params
+    for (row, _, data), ref in zip(order.controls, params.controls, strict=True):
+        picture = steering(data, ref, params)
+        yield Control(engine_name(row), picture, scale=ref.scale, start=ref.start, end=ref.end, mode=ref.mode)
 
 
 def adapters(named: Iterable[tuple[str, float]]) -> list[LoRA]:

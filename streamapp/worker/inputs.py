@@ -9,8 +9,9 @@ from typing import Any
 from streamapp.db import Inputs
 from streamapp.engine.events import Picture
 from streamapp.engine.images import Box, cut, feathered, pasted, resized
+from streamapp.engine.preprocess import preprocess, raw
 from streamapp.errors import NotFound
-from streamapp.generation import GenerationParams, InputRef, Start
+from streamapp.generation import ControlRef, GenerationParams, InputRef, Start
 from streamapp.models.sizes import placement
 from streamapp.postprocess.reading import decoded
 from streamapp.storage import Storage, input_key
@@ -35,6 +36,11 @@ async def fetch(storage: Storage, inputs: Inputs, start: Start) -> Files:
     return Files(image, None if start.mask is None else await _file(storage, inputs, start.mask, "mask"))
 
 
+async def fetch_control(storage: Storage, inputs: Inputs, control: ControlRef) -> bytes:
+    """The file of the picture that a ControlNet steers by; see :func:`fetch`."""
+    return await _file(storage, inputs, control.image, "controls")
+
+
 async def _file(storage: Storage, inputs: Inputs, ref: InputRef, field: str) -> bytes:
     await inputs.use(ref.digest)
     data = b"".join([part async for part in storage.read(input_key(ref.digest))])
@@ -51,10 +57,19 @@ def framed(files: Files, params: GenerationParams) -> tuple[Picture, Picture | N
     picture, mask = _delivered(files, params)
     drawn = params.drawn
 
-    def raw(image: Any) -> Picture:
-        return Picture(drawn.width, drawn.height, cut(image, box, drawn.width, drawn.height).tobytes())
+    def part(image: Any) -> Picture:
+        return raw(cut(image, box, drawn.width, drawn.height))
 
-    return raw(picture), None if mask is None else raw(mask)
+    return part(picture), None if mask is None else part(mask)
+
+
+def steering(data: bytes, control: ControlRef, params: GenerationParams) -> Picture:
+    """The picture of a ControlNet as the engine takes it: framed like the task's own, then preprocessed. Blocks."""
+    size, drawn = params.delivered, params.drawn
+    mode = "crop" if params.start is None else params.start.resize
+    whole = resized(decoded(data, "controls"), size.width, size.height, mode)
+    picture = cut(whole, _inner(params), drawn.width, drawn.height)
+    return raw(picture if control.preprocessor == "none" else preprocess(control.preprocessor, picture))
 
 
 def restored(image: Any, files: Files, params: GenerationParams) -> Any:

@@ -114,7 +114,7 @@ class Lives:
         if (loaded := claimed.seconds.pop(LOADED, None)) is not None:
             self.rates.loaded(row.model, loaded, tier_of(claimed.seconds))
             if self.parts.watch is not None:
-                await self.parts.watch.worked([order.model, *(lora for lora, _, _ in order.loras)])
+                await self.parts.watch.worked([order.model, *order.added])
         # Samples of several tasks share the denoiser: this one's part of the time is its part of the samples.
         part = row.params.n / (row.params.n + self.parts.drawing.running)
         self.rates.drawn(row.params, claimed.seconds.get("denoise", 0.0) * part)

@@ -8,16 +8,18 @@ from contextlib import contextmanager
 from streamapp.db import LoraRow, ModelRow, Registry
 from streamapp.errors import AppError, Unavailable
 from streamapp.models import quarantine
+from streamapp.models.cache import kind_of
 from streamapp.models.verified import DamagedWeights
 from streamapp.telemetry import get_logger
 
 log = get_logger(__name__)
 Row = ModelRow | LoraRow
-#: Failures of the engine, the moment or the choice of LoRA or learned word: they say nothing about the file.
+#: Failures of the engine, the moment or the choice of what is added to a model: they say nothing about the file.
 OTHERS = frozenset(
     [
         *("engine_closed", "engine_crashed", "unavailable", "unknown_model"),
         *("unknown_lora", "incompatible_lora", "unknown_embedding", "incompatible_embedding"),
+        *("unknown_control", "incompatible_control"),
     ]
 )
 #: They may not count against the file, but the same load may succeed later.
@@ -28,7 +30,7 @@ class LoadFailed(AppError):
     """Weights could not be loaded; ``code`` and message are those of the cause, ``row`` is whose they are."""
 
     def __init__(self, row: Row, cause: AppError) -> None:
-        field = "loras" if isinstance(row, LoraRow) else "model"
+        field = quarantine.FIELDS[kind_of(row)]
         super().__init__(cause.message, **{**cause.details, "field": field, "name": row.name})
         self.code, self.status, self.row = cause.code, cause.status, row
         # Every byte was read and is wrong: reading them again soon would tell the same.

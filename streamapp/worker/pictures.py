@@ -20,7 +20,7 @@ from streamapp.recipe import Origin, image_recipe, image_seed
 from streamapp.settings import Settings
 from streamapp.storage import Storage, image_key
 from streamapp.worker.drawing import Drawn, Order
-from streamapp.worker.inputs import fetch, restored
+from streamapp.worker.inputs import fetch, fetch_control, restored
 from streamapp.worker.loading import WeightsComing
 from streamapp.worker.spool import Spool
 
@@ -55,8 +55,8 @@ class Orders:
 
         Raises:
             Quarantined: the model or a LoRA failed to load too often.
-            NotFound: the model or a LoRA is not registered any more, or its file cannot be had; or the picture that it
-                starts from is gone.
+            NotFound: the model or a LoRA is not registered any more, or its file cannot be had; or a picture that it
+                starts from or is steered by is gone.
             WeightsComing: its file is on its way to this host.
             Unavailable: the database or the storage does not answer.
         """
@@ -65,7 +65,11 @@ class Orders:
         words = [await self._lora(each.name) for each in row.params.embeddings]
         start = row.params.start
         files = None if start is None else await fetch(self._storage, self._inputs, start)
-        return Order(row, model, path, tuple(loras), files, tuple(words))
+        controls = [
+            (*await self._lora(each.name), await fetch_control(self._storage, self._inputs, each))
+            for each in row.params.controls
+        ]
+        return Order(row, model, path, tuple(loras), files, tuple(words), tuple(controls))
 
     async def checkpoint(self, name: str) -> tuple[ModelRow, Path]:
         """A checkpoint and where it lies on this host, waiting for it to come as long as it comes.

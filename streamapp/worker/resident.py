@@ -11,9 +11,11 @@ from pathlib import Path
 from streamapp.db import LoraRow, ModelRow
 from streamapp.engine.aio import AsyncEngine
 from streamapp.engine.errors import EngineError
+from streamapp.engine.families import CONTROLNET
 from streamapp.engine.tiers import Loaded
 from streamapp.engine.variants import variant_of
 from streamapp.models.learned import token
+from streamapp.models.steering import engine_name
 from streamapp.telemetry import get_logger
 from streamapp.worker.drawing import Order
 from streamapp.worker.loading import loading
@@ -21,6 +23,8 @@ from streamapp.worker.loading import loading
 log = get_logger(__name__)
 #: LoRAs kept on the device; the least recently used that nobody draws with goes first. Checkpoints have a budget.
 LORAS = 64
+#: ControlNets kept on the device, each about as large as a half of a checkpoint; those that are drawn with stay.
+CONTROLS = 5
 #: Seconds after which a load that found no room is tried again, also when nothing seems to have ended.
 AGAIN = 1.0
 
@@ -41,6 +45,8 @@ class Resident:
         self._check = check
         self._models: dict[str, Path] = {}
         self._adapters: OrderedDict[tuple[str, str], Path] = OrderedDict()
+        #: Loaded ControlNets: the engine's name and the registry's, the least recently used first.
+        self._controls: OrderedDict[str, str] = OrderedDict()
         self._paths: dict[str, Path] = {}
         self._ended = asyncio.Event()
         self.users: dict[str, Order] = {}
@@ -55,8 +61,8 @@ class Resident:
 
     @property
     def loras(self) -> Mapping[str, str]:
-        """LoRAs on the device."""
-        return {name: "vram" for name, _ in self._adapters}
+        """LoRAs and ControlNets on the device."""
+        return dict.fromkeys([*(name for name, _ in self._adapters), *self._controls.values()], "vram")
 
     def ended(self, task_id: str) -> None:
         """A task draws no more: its checkpoint may make room."""
@@ -68,6 +74,7 @@ class Resident:
         """The engine lost its weights."""
         self._models.clear()
         self._adapters.clear()
+        self._controls.clear()
 
     async def model(self, row: ModelRow, path: Path) -> Loaded | None:
         """Load a checkpoint unless it is there; waits while all that could make room are drawn with."""
@@ -113,6 +120,26 @@ class Resident:
         self._adapters.move_to_end(key)
         return fresh
 
+    async def control(self, row: LoraRow, path: Path) -> bool:
+        """Load a ControlNet unless it is there; whether it was loaded."""
+        name = engine_name(row)
+        fresh = name not in self._controls
+        if fresh:
+            await self._room_for_control()
+            with loading(row):
+                await asyncio.to_thread(self._check, row, path)
+                loaded = await self._engine.load(name, path, CONTROLNET)
+            self._controls[name] = row.name
+            log.info(
+                "ControlNet loaded",
+                action="control_loaded",
+                control=row.name,
+                bytes=loaded.bytes,
+                seconds=round(loaded.seconds, 4),
+            )
+        self._controls.move_to_end(name)
+        return fresh
+
     async def words(self, order: Order) -> None:
         """Load the learned words that an order's prompts name; the engine knows which it has, and reads none twice."""
         for row, path in order.embeddings:
@@ -146,6 +173,16 @@ class Resident:
         self._models.pop(model, None)
         for adapter in [adapter for adapter in self._adapters if adapter[1] == model]:
             del self._adapters[adapter]
+
+    async def _room_for_control(self) -> None:
+        """Free the least recently used ControlNets that no order uses, down to below the limit."""
+        used = {engine_name(row) for order in self.users.values() for row, _, _ in order.controls}
+        for name in [name for name in self._controls if name not in used]:
+            if len(self._controls) < CONTROLS:
+                return
+            with suppress(EngineError):  # its last picture may still be on its way: it goes another time
+                await self._engine.unload(name)
+                del self._controls[name]
 
     async def _room_for_lora(self) -> None:
         """Forget the least recently used LoRAs that no order uses, down to below the limit."""

@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import click
 import orjson
 import pytest
 from aiohttp.test_utils import TestServer
 from click.testing import CliRunner, Result
 
 from streamapp.cli import main
-from streamapp.cli.tasks import Lora
+from streamapp.cli.tasks import Control, Lora
 from tests.cli.service_double import PIXEL, Double
 
 REPOSITORY = Path(__file__).parents[2]
@@ -185,3 +186,39 @@ async def test_a_refusal_of_the_service_is_its_own_sentence(url: str, double: Do
 )
 def test_a_lora_is_named_with_or_without_its_weight(said: str, name: str, weight: float) -> None:
     assert Lora().convert(said, None, None) == {"name": name, "weight": weight}
+
+
+@pytest.mark.parametrize(
+    ("said", "control"),
+    [
+        ("edges=FILE", {"model": "edges"}),
+        ("edges=FILE:0.8", {"model": "edges", "scale": 0.8}),
+        ("edges=FILE:canny", {"model": "edges", "preprocessor": "canny"}),
+        ("civitai:1@2=FILE:1.5:canny", {"model": "civitai:1@2", "scale": 1.5, "preprocessor": "canny"}),
+    ],
+)
+def test_a_control_is_a_model_and_a_picture(tmp_path: Path, said: str, control: dict[str, Any]) -> None:
+    (tmp_path / "photo.png").write_bytes(b"abc")
+    given = Control().convert(said.replace("FILE", str(tmp_path / "photo.png")), None, None)
+    assert given == {**control, "image": "YWJj"}
+
+
+@pytest.mark.parametrize(
+    ("said", "image", "scale"),
+    [
+        ("edges=https://x:8000/a.png", "https://x:8000/a.png", None),
+        ("edges=https://x:8000/a.png:0.5", "https://x:8000/a.png", 0.5),
+        ("edges=https://x:8000", "https://x:8000", None),
+        ("edges=sha256:0a:1", "sha256:0a", 1.0),
+        ("edges=sha256:12", "sha256:12", None),
+    ],
+)
+def test_a_controls_picture_may_be_an_address(said: str, image: str, scale: float | None) -> None:
+    given = Control().convert(said, None, None)
+    assert (given["image"], given.get("scale")) == (image, scale)
+
+
+@pytest.mark.parametrize("said", ["edges", "=photo.png", "edges=", "edges=no-such-file.png"])
+def test_a_control_without_either_is_refused(said: str) -> None:
+    with pytest.raises(click.BadParameter):
+        Control().convert(said, None, None)

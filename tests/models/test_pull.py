@@ -15,7 +15,9 @@ from streamapp.models import download
 from streamapp.models.catalogue import delete_files, locate
 from streamapp.models.digest import identify
 from streamapp.models.pull import open_sites, pull
+from streamapp.models.steering import is_controlnet
 from streamapp.settings import Settings
+from tests.models.make_controlnet import make_controlnet
 from tests.models.publisher import Publisher
 from tests.models.sites import Double, file, make_lora, playing, sd15_file, version
 
@@ -103,6 +105,20 @@ async def test_a_lora_is_registered_as_one_with_its_words(settings: Settings, do
     assert isinstance(row, LoraRow)
     assert (row.name, row.family, row.path.startswith("loras/Ink-")) == ("Ink", "sd15", True)
     assert (row.traits["trigger_words"], row.traits["format"], row.traits["rank"]) == (["inkstyle"], "kohya", 4)
+
+
+async def test_a_controlnet_is_registered_as_one(settings: Settings, double: Double, tmp_path: Path) -> None:
+    body = make_controlnet(tmp_path / "edges.safetensors", width=2048).read_bytes()
+    double.publisher.body = body
+    about = {"name": "Edges", "type": "Controlnet"}
+    double.version = version(baseModel="SDXL 1.0", model=about, files=[file(double.publisher, type="ControlNet")])
+    row = await pulled(settings, "civitai:123@456")
+    assert isinstance(row, LoraRow)
+    assert (is_controlnet(row), row.family) == (True, "sdxl")
+    assert row.path.startswith("controlnets/Edges-")
+    double.version = version(model=about, files=[file(double.publisher)])
+    with pytest.raises(AppError, match="of family sdxl, its page says sd15"):
+        await pulled(settings, "civitai:123@456")
 
 
 async def test_a_few_step_variant_brings_its_defaults(settings: Settings, double: Double) -> None:

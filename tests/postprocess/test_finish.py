@@ -11,8 +11,8 @@ from PIL import Image
 
 from streamapp.errors import InvalidRequest
 from streamapp.generation import GenerationParams, Size
+from streamapp.infotext import infotext
 from streamapp.postprocess import Encoded, finish_picture, read_infotext, read_recipe
-from streamapp.recipe import infotext
 from tests.postprocess.conftest import make_params, make_recipe
 
 BLUE, RED = (40, 90, 200), (220, 30, 30)

@@ -11,7 +11,7 @@ from PIL import Image
 from sd_parsers import ParserManager
 
 from streamapp.generation import LoraRef
-from streamapp.recipe import Infotext, clean, infotext, parse_infotext, write_infotext
+from streamapp.infotext import Infotext, clean, infotext, parse_infotext, write_infotext
 from tests.postprocess.conftest import make_params, make_recipe
 
 SETTINGS = {"Steps": "20", "Sampler": "DDIM", "CFG scale": "3", "Seed": "1"}

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from streamapp.db import InputRow, Inputs, State
+from streamapp.db import InputRow, Inputs, LoraRow, State
 from streamapp.errors import NotFound
-from streamapp.generation import InputRef, Size, Start
+from streamapp.generation import ControlRef, InputRef, Size, Start
 from streamapp.models.catalogue import POCKET
 from streamapp.postprocess.finish import deliver
 from streamapp.postprocess.reading import decoded
 from streamapp.storage import input_key
 from streamapp.worker.drawing import Order
 from streamapp.worker.engine import engine_job
-from streamapp.worker.inputs import Files, fetch, framed, restored
+from streamapp.worker.inputs import Files, fetch, framed, restored, steering
 from tests.db.support import new
 from tests.worker.conftest import Bench
 from tests.worker.support import params
@@ -134,3 +134,35 @@ async def test_a_file_that_is_not_what_was_sent_is_refused(bench: Bench, harm: s
     await (bench.storage.delete(key) if harm == "gone" else bench.storage.put(key, b"another", "image/png"))
     with pytest.raises(NotFound):
         await fetch(bench.storage, Inputs(bench.database), start(mask=None))
+
+
+def control(**given: Any) -> ControlRef:
+    return ControlRef(**{"name": "edges", "image": ref(IMAGE), **given})
+
+
+def test_a_controls_picture_is_framed_like_the_task_and_then_preprocessed() -> None:
+    """Delivered at 256, drawn at 128: the border of red and blue is one edge, in the middle of what is drawn."""
+    wanted = params(delivered=Size(width=256, height=256), drawn=Size(width=128, height=128))
+    plain = steering(IMAGE, control(), wanted).to_pil()
+    edges = steering(IMAGE, control(preprocessor="canny"), wanted).to_pil()
+    assert [plain.getpixel((x, 64)) for x in (4, 124)] == [RED, BLUE]
+    white = [x for x in range(128) if edges.getpixel((x, 64)) == (255, 255, 255)]
+    assert white
+    assert all(62 <= x <= 65 for x in white)
+
+
+def test_what_is_left_out_of_the_drawn_picture_is_left_out_of_the_controls() -> None:
+    """Delivered wide and drawn square: the middle, with the way in which the task's own picture is resized."""
+    wanted = sized((128, 128), (512, 256), resize="stretch")
+    assert steering(IMAGE, control(), wanted) == framed(FILES, wanted)[0]
+
+
+def test_the_engine_gets_the_controls_under_names_that_only_these_files_have() -> None:
+    row = LoraRow("edges", "1", "sd15", "file:", "x", "a" * 64)
+    refs = (control(scale=0.5, start=0.25, end=0.75, mode=2),)
+    wanted = params(controls=refs)
+    order = Order(new("t1", params=wanted), POCKET, Path(), controls=((row, Path(), IMAGE),))  # type: ignore[arg-type]
+    (made,) = engine_job(order).controls
+    assert (made.model, made.scale, made.start, made.end, made.mode) == ("edges (aaaaaaaaaa)", 0.5, 0.25, 0.75, 2)
+    assert (made.image.width, made.image.height) == (128, 128)
+    assert order.added == (row,)
