@@ -12,7 +12,7 @@ from streamapp.training.pocket.report import report
 from streamapp.training.pocket.work import Work, default_folder
 
 #: Steps of the long stages: a quarter of an hour, two hours and ten minutes on two free cores.
-VAE_STEPS, DENOISER_STEPS, DECODER_STEPS = 2200, 20_000, 2000
+VAE_STEPS, DENOISER_STEPS, DECODER_STEPS = 3200, 20_000, 2000
 
 
 def stages(work: Work, processes: int, denoiser_steps: int) -> Mapping[str, Callable[[], object]]:
