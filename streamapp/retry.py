@@ -16,7 +16,7 @@ CRASHED = "engine_crashed"
 #: Weights that the engine had forgotten: loading them again helps, and nothing is gained by waiting.
 AT_ONCE = frozenset({"unknown_model", "unknown_lora"})
 #: Another model would refuse the same request; unless what is wrong with it is its model.
-REQUEST = frozenset({"invalid_request", "invalid_job", "too_large", "unknown_sampler"})
+REQUEST = frozenset({"invalid_request", "invalid_job", "too_large", "unknown_sampler", "unknown_schedule"})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from streamapp.db import LoraRow, ModelRow
-from streamapp.engine.names import AUTO, SAMPLERS
+from streamapp.engine.names import AUTO, SAMPLERS, SCHEDULES
 from streamapp.errors import AppError, Conflict, InvalidRequest, NotFound
 from streamapp.models import quarantine
 from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, Kind, kind_of
@@ -46,6 +46,7 @@ def attach(app: Any) -> None:
                 "embeddings": [of_row(row) for row in added if is_embedding(row)],
                 "controlnets": [of_row(row) for row in added if is_controlnet(row)],
                 "samplers": [*SAMPLERS, AUTO],
+                "schedules": [*SCHEDULES],
                 "styles": [
                     {"name": style.name, "aliases": list(style.aliases), "adds": style.words}
                     for style in STYLES.values()

@@ -10,9 +10,10 @@ from streamapp.errors import AppError
 class EngineError(AppError):
     """A job the engine refuses, or one that failed; ``code`` is per instance.
 
-    Codes: ``invalid_job``, ``unknown_model``, ``unknown_sampler``, ``unknown_lora``, ``incompatible_lora``,
-    ``load_failed``, ``not_finite``, ``decode_failed``, ``does_not_fit``, ``memory_pressure`` (retryable),
-    ``out_of_memory``, ``engine_crashed`` (retryable), ``engine_closed`` (retryable), ``internal``;
+    Codes: ``invalid_job``, ``unknown_model``, ``unknown_sampler``, ``unknown_schedule``, ``unknown_lora``,
+    ``incompatible_lora``, ``load_failed``, ``not_finite``, ``decode_failed``, ``does_not_fit``,
+    ``memory_pressure`` (retryable), ``out_of_memory``, ``engine_crashed`` (retryable), ``engine_closed`` (retryable),
+    ``internal``;
     of parked samples ``unknown_sample``, ``bad_state`` and ``state_mismatch``;
     of controls ``unknown_control``, ``incompatible_control``, ``invalid_image``, ``unknown_preprocessor`` and
     ``missing_weights``.

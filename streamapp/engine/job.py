@@ -52,6 +52,9 @@ class Job:
     ``latent`` (the diffusers pipeline's layout, ``(4, height / 8, width / 8)``). ``true_cfg_scale`` above 1 gives Flux,
     whose guidance is an input, the second branch that a negative prompt needs; other families take 1 only.
 
+    ``schedule`` spreads the steps over the noise otherwise than the ``sampler`` does by itself: one of
+    :data:`~streamapp.engine.names.SCHEDULES`, which a sampler's name may also end in.
+
     ``embeddings`` are learned words that its prompts rely on: it is refused while one is not loaded.
 
     ``image`` is a picture to start from and ``mask_image`` is white where it is drawn anew, both of the job's size and
@@ -83,8 +86,11 @@ class Job:
     def check(self) -> Job:
         """The job, its pictures as raw RGB, if its values are within the outer limits of every family.
 
+        Its schedule is in the sampler's name then.
+
         Raises:
-            EngineError: ``invalid_job`` or ``unknown_sampler``, naming the field and what to change.
+            EngineError: ``invalid_job``, ``unknown_sampler`` or ``unknown_schedule``, naming the field and what to
+                change.
         """
         _within("width", self.width, 64, 2048)
         _within("height", self.height, 64, 2048)
@@ -105,13 +111,11 @@ class Job:
             raise _invalid("strength", "strength says how far an image is redrawn; give the image or leave it out")
         if self.strength is not None and not 0 < self.strength <= 1:  # also refuses NaN
             raise _invalid("strength", f"strength is {self.strength}, it must be above 0 and at most 1")
-        if self.schedule:
-            raise _invalid("schedule", "schedule is not built yet; leave it out")
         _within("clip_skip", self.clip_skip, 1, MAX_CLIP_SKIP)
-        sampler_name(self.sampler)
+        sampler = sampler_name(self.sampler, self.schedule)
         controls = _checked(self.controls)
         image, mask = (None if each is None else raw(each, what) for each, what in self._pictures())
-        return replace(self, controls=controls, image=image, mask_image=mask)
+        return replace(self, sampler=sampler, schedule=None, controls=controls, image=image, mask_image=mask)
 
     def _pictures(self) -> tuple[tuple[Any, str], ...]:
         return (self.image, "image"), (self.mask_image, "mask")

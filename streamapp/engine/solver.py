@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import orjson
 import torch
 
 from streamapp.engine.errors import EngineError
-from streamapp.engine.names import AUTO, SAMPLERS, sampler_name
+from streamapp.engine.names import AUTO, SAMPLERS, sampler_name, sampler_of
 from streamapp.engine.sample import Sample
 
 #: Inputs of a step: sample, model output, noise, then the kept tensors.
@@ -84,10 +85,13 @@ def schedule_for(sampler: str, steps: int, config: Mapping[str, Any], first: int
 @lru_cache(maxsize=512)
 def _schedule(name: str, steps: int, config: bytes, first: int | None) -> Schedule:
     own = orjson.loads(config)
-    class_name = own["_class_name"] if name == AUTO else SAMPLERS[name].scheduler
-    options = {} if name == AUTO else dict(SAMPLERS[name].options)
-    schedulers = import_module("diffusers")
-    scheduler = getattr(schedulers, class_name).from_config(own, **options)
+    sampler = sampler_of(name)
+    class_name = sampler.scheduler or own["_class_name"]
+    kind = getattr(import_module("diffusers"), class_name)
+    if any(value and key not in signature(kind).parameters for key, value in sampler.options.items()):
+        message = f"this checkpoint's own sampler ({class_name}) cannot take that schedule; name a sampler beside it"
+        raise EngineError("unknown_schedule", message, field="schedule")
+    scheduler = kind.from_config(own, **sampler.options)
     try:
         return trace(scheduler, _given_name(name, class_name), lambda: scheduler.set_timesteps(steps), first)
     except (ValueError, IndexError) as error:
@@ -95,10 +99,11 @@ def _schedule(name: str, steps: int, config: bytes, first: int | None) -> Schedu
 
 
 def _given_name(name: str, class_name: str) -> str:
-    """The name of a checkpoint's own scheduler, where it has one."""
-    if name != AUTO:
+    """The name of a checkpoint's own scheduler, where it has one, with the schedule behind it."""
+    if not name.startswith(AUTO):
         return name
-    return next((s.name for s in SAMPLERS.values() if s.scheduler == class_name), class_name)
+    own = next((s.name for s in SAMPLERS.values() if s.scheduler == class_name), class_name)
+    return f"{own}{name.removeprefix(AUTO)}"
 
 
 def trace(scheduler: Any, name: str, begin: Callable[[], None], first: int | None = None) -> Schedule:

@@ -57,7 +57,7 @@ def sampler_of(asked: str | None, row: ModelRow, traits: Traits) -> str:
     try:
         name = sampler_name(traits.sampler if asked is None else asked)
     except EngineError as error:
-        raise InvalidRequest(error.message, **error.details) from error
+        raise InvalidRequest(error.message, **{**error.details, "field": "sampler"}) from error
     able = family(row.family).samplers
     if able and name not in (*able, AUTO):
         raise InvalidRequest(

@@ -92,13 +92,13 @@ def sd(folder: Path, *, scheduler: dict[str, Any] | None = None, pad: str = END,
     """A Stable Diffusion 1 or 2 pipeline, saved to ``folder``."""
     torch.manual_seed(0)
     kind: Any = diffusers.StableDiffusionPipeline
-    ddim: Any = diffusers.DDIMScheduler
+    sampler: Any = getattr(diffusers, (scheduler or {}).get("_class_name", "DDIMScheduler"))
     made = kind(
         vae=vae(),
         text_encoder=text_encoder(16),
         tokenizer=tokenizer(pad),
         unet=unet(16, **options),
-        scheduler=ddim(**{**SCHEDULER, **(scheduler or {})}),
+        scheduler=sampler.from_config({**SCHEDULER, **(scheduler or {})}),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

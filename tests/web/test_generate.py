@@ -92,6 +92,7 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"text": "a", "params": {"cfg_scale": 31}}, "params.cfg_scale", "less than or equal to 30"),
     ({"text": "a", "params": {"cfg_scale": True}}, "params.cfg_scale", "must be a number"),
     ({"text": "a", "params": {"sampler": "Eulr"}}, "sampler", "Euler"),
+    ({"text": "a", "params": {"sampler": "DDIM Karras"}}, "sampler", "cannot take the schedule Karras"),
     ({"text": "a", "params": {"style": "watercolr"}}, "style", "watercolor"),
     ({"text": "a", "params": {"loras": [{"nam": "ink"}]}}, "params.loras.0.name", "is missing"),
     ({"text": "a", "params": {"lora_weight": 1}}, "lora_weight", "needs lora_name"),

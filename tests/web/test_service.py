@@ -104,7 +104,8 @@ async def test_models_say_what_a_request_may_leave_open(api: Api) -> None:
     assert pocket["defaults"] == {"steps": 20, "cfg_scale": 3.0, "sampler": "DDIM"}
     assert {"Euler", "DPM++ 2M Karras", "Auto"} <= set(data["samplers"])
     assert data["families"] == ["sd15"]
-    for sampler in data["samplers"]:
+    assert {"Karras", "Exponential", "SGM Uniform"} <= set(data["schedules"])
+    for sampler in (*data["samplers"], *(f"Euler {schedule}" for schedule in data["schedules"])):
         assert (await api.generate({"text": "a", "params": {"sampler": sampler}})).status == 200, sampler
     for style in data["styles"]:
         assert (await api.generate({"text": "a", "params": {"style": style["name"]}})).status == 200, style
