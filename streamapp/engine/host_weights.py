@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -42,11 +43,17 @@ class Content:
     bytes: int
 
 
+class FileTensors(dict[str, torch.Tensor]):
+    """Tensors by name; ``metadata`` is what their file's header says beside them."""
+
+    metadata: Mapping[str, str] = MappingProxyType({})
+
+
 @dataclass(frozen=True, eq=False)
 class LooseTensors:
     """A file's tensors by name, in memory of their own."""
 
-    by_name: Mapping[str, torch.Tensor]
+    by_name: FileTensors
 
     @property
     def bytes(self) -> int:
@@ -230,7 +237,8 @@ class HostWeights:
 def loose(path: Path) -> LooseTensors:
     """Read every tensor of a file (``load_failed``)."""
     with WeightsFile(path) as file:
-        found = {name: torch.empty_like(tensor) for name, tensor in file.tensors.items()}
+        found = FileTensors((name, torch.empty_like(tensor)) for name, tensor in file.tensors.items())
+        found.metadata = file.metadata
         file.pour((tensor, file.tensors[name]) for name, tensor in found.items())
     return LooseTensors(found)
 

@@ -53,6 +53,7 @@ class WeightsFile:
 
     Attributes:
         tensors: views of the mapped file by name.
+        metadata: words that its header has beside them.
         direct: bytes that were read straight to where they belong, so far.
 
     Raises:
@@ -62,6 +63,7 @@ class WeightsFile:
     def __init__(self, path: Path) -> None:
         self.name = path.name
         self.direct = 0
+        self.metadata: dict[str, str] = {}
         try:
             self._file = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -125,7 +127,7 @@ class WeightsFile:
         if self._size < 8 or length > min(LARGEST_HEADER, self._size - 8):
             raise ValueError("it is no safetensors file")
         entries = orjson.loads(os.pread(self._file, length, 8))
-        entries.pop("__metadata__", None)
+        self.metadata = dict(entries.pop("__metadata__", None) or {})
         return entries, 8 + length
 
     def _view(self, name: str, entry: Any, start: int) -> torch.Tensor:

@@ -21,7 +21,17 @@ MAX_HEADER = 100 * 1024**2
 #: Components of a diffusers folder that have weights of their own.
 WEIGHED = frozenset({"unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"})
 #: Key endings of adapters that are read wrongly or not at all, and what they are called.
-UNSUPPORTED = {".hada_w1_a": "LoHa", ".lokr_w1": "LoKr", ".lokr_w1_a": "LoKr", ".dora_scale": "DoRA"}
+UNSUPPORTED = {
+    ".hada_w1_a": "LoHa",
+    ".lokr_w1": "LoKr",
+    ".lokr_w1_a": "LoKr",
+    ".dora_scale": "DoRA",
+    ".lora_magnitude_vector": "DoRA",
+    ".lora_mid": "LoCon with a Tucker core",
+    ".oft_blocks": "OFT",
+    ".oft_diag": "OFT",
+    ".on_input": "IA3",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,7 +193,14 @@ async def test_half_a_download_is_refused(settings: Settings, tmp_path: Path, ch
 
 @pytest.mark.parametrize(
     ("key", "kind"),
-    [("a.hada_w1_a", "LoHa"), ("a.lokr_w1", "LoKr"), ("a.dora_scale", "DoRA")],
+    [
+        ("a.hada_w1_a", "LoHa"),
+        ("a.lokr_w1", "LoKr"),
+        ("a.dora_scale", "DoRA"),
+        ("a.lora_magnitude_vector.weight", "DoRA"),
+        ("a.lora_mid.weight", "Tucker"),
+        ("a.oft_blocks", "OFT"),
+    ],
 )
 async def test_adapters_that_cannot_be_applied_are_refused(
     settings: Settings, tmp_path: Path, key: str, kind: str
