@@ -45,6 +45,8 @@ SWEEP = 0.5
 LEASE = 10.0
 #: While older rows wait, new ones are left to the sweeper for so long, so that the older ones go first.
 PAUSE = 2.0
+#: Seconds for which marks gather: at once they would hold the row's lock just when its message has it claimed.
+GATHER = 0.05
 MAX_DELAY = 5.0
 
 
@@ -145,6 +147,7 @@ class Outbox:
         while True:
             await self._wake_marks.wait()
             self._wake_marks.clear()
+            await asyncio.sleep(GATHER)
             try:
                 await self._write_marks()
             except Unavailable:

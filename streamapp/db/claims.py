@@ -6,8 +6,9 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, and_, bindparam, or_, select
+from sqlalchemy import Connection, bindparam, select
 
+from streamapp.db.claiming import LEASE, claim_any, claim_as_submitted
 from streamapp.db.database import Database
 from streamapp.db.endings import (
     IDS,
@@ -21,7 +22,7 @@ from streamapp.db.endings import (
     update_tasks,
     write_endings,
 )
-from streamapp.db.rows import End, Held, TaskRow, dump, task_row
+from streamapp.db.rows import End, Held, TaskRow, dump
 from streamapp.db.schema import now_ms, tasks
 from streamapp.db.states import ENDED, PENDING, State, may
 from streamapp.generation import GenerationParams
@@ -32,48 +33,19 @@ CANCELLED_ERROR = {"code": "cancelled", "message": "cancelled on request", "retr
 EXPIRED_ERROR = {"code": "expired", "message": "the deadline passed before the task could be drawn", "retryable": False}
 
 
-def orphaned() -> ColumnElement[bool]:
-    """Running by name only: the lease ran out."""
-    return and_(tasks.c.state == State.RUNNING, tasks.c.lease_until < now_ms())
-
-
 def released() -> dict[Any, Any]:
     """The columns of a claim that is given up, but for the token."""
     return {tasks.c.claimed_by: None, tasks.c.lease_until: None, tasks.c.started_at: None}
 
 
 _C: Final = tasks.c
-_LEASE: Final = now_ms() + bindparam("with_lease", type_=BigInteger())
 _MINE: Final = (_C.state == State.RUNNING, _C.claim_token.in_(bindparam("with_tokens", expanding=True)))
 
-_CLAIM: Final = (
-    update_tasks(IDS)
-    .where(
-        or_(
-            and_(_C.state == State.QUEUED, or_(_C.not_before.is_(None), _C.not_before <= now_ms())),
-            orphaned(),
-        ),
-        or_(_C.deadline_at.is_(None), _C.deadline_at > now_ms()),
-    )
-    .values(
-        {
-            _C.state: State.RUNNING.value,
-            _C.claim_token: bindparam("with_token"),
-            _C.claimed_by: bindparam("with_worker"),
-            _C.lease_until: _LEASE,
-            _C.started_at: now_ms(),
-            _C.not_before: None,
-            _C.attempts: _C.attempts + 1,
-            _C.version: _C.version + 1,
-        }
-    )
-)
-_CLAIMED: Final = select(tasks).where(_C.id.in_(IDS), _C.claim_token == bindparam("with_token")).order_by(_C.id)
 _GLIMPSE: Final = select(
     *(_C.id, _C.state, _C.lease_until, _C.not_before, _C.cancel_requested, _C.attempts, _C.deadline_at),
     now_ms().label("now"),
 ).where(_C.id.in_(IDS))
-_RENEW: Final = update_tasks(IDS).where(*_MINE).values({_C.lease_until: _LEASE})
+_RENEW: Final = update_tasks(IDS).where(*_MINE).values({_C.lease_until: LEASE})
 _KEPT: Final = select(_C.id, _C.claim_token).where(_C.id.in_(IDS), *_MINE)
 
 
@@ -84,23 +56,31 @@ class Claims:
         self._database = database
 
     async def claim(
-        self, ids: Collection[str], worker_id: str, lease_s: float, *, token: str | None = None
+        self,
+        ids: Collection[str],
+        worker_id: str,
+        lease_s: float,
+        *,
+        token: str | None = None,
+        known: TaskRow | None = None,
     ) -> list[TaskRow]:
         """Claim those of ``ids`` that are queued and due, or running with a lease that ran out; sorted by id.
 
-        Counts one attempt. A task past its deadline is not claimed: :meth:`expire` ends it.
+        Counts one attempt. A task past its deadline is not claimed: :meth:`expire` ends it. ``known`` is the row of a
+        lone task as its message tells it: where it was never changed since, it is claimed without being read, and
+        answered as ``known`` (so ``request``, the callback and the place of the message are those of ``known``).
         """
         if not ids:
             return []
-        facts = {"with_ids": sorted(ids), "with_token": token or secrets.token_hex(12)}
-        terms, tried = {"with_worker": worker_id, "with_lease": int(lease_s * 1000)}, False
+        terms = {"with_worker": worker_id, "with_lease": int(lease_s * 1000)}
+        terms, tried = {**terms, "with_token": token or secrets.token_hex(12)}, False
 
         def work(connection: Connection) -> list[TaskRow]:
             nonlocal tried
             again, tried = tried, True  # the first try may have claimed before its connection was lost
-            if not connection.execute(_CLAIM, {**facts, **terms}).rowcount and not again:
-                return []
-            return [task_row(row) for row in connection.execute(_CLAIMED, facts)]
+            if known is not None and not again and (row := claim_as_submitted(connection, known, terms)) is not None:
+                return [row]
+            return claim_any(connection, list(ids), terms, again=again)
 
         return await self._database.write_singly(work)
 

@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, union_all, update
 from sqlalchemy.exc import IntegrityError
 
-from streamapp.db.claims import CANCELLED_ERROR, Claims, idle, orphaned, released
+from streamapp.db.claiming import orphaned
+from streamapp.db.claims import CANCELLED_ERROR, Claims, idle, released
 from streamapp.db.database import Database
 from streamapp.db.endings import UNCACHED, along, chunks, each, end_rows, lock_rows, update_tasks
 from streamapp.db.rows import Callback, CallbackState, DueTask, Event, Lost, Produced, task_row
@@ -50,7 +51,10 @@ class Delivery:
         return await self._database.read(work)
 
     async def mark_produced(self, produced: Sequence[Produced]) -> None:
-        """Note where messages went. A task that waits for a retry by now keeps its date: that message is old."""
+        """Note where messages went. A task that waits for a retry by now keeps its date: that message is old.
+
+        Noted a second time it stays as it is, so a transaction would only hold the rows for longer.
+        """
         last = {item.task_id: item for item in produced}
         c = tasks.c
         pending = (
@@ -71,7 +75,7 @@ class Delivery:
                 connection.execute(update_tasks(part).where(*pending).values(values), execution_options=UNCACHED)
 
         if last:
-            await self._database.write(work)
+            await self._database.write_singly(work)
 
     async def events(self, limit: int) -> list[Event]:
         """Events not sent yet, oldest first."""

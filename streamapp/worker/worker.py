@@ -55,7 +55,7 @@ class Worker:
         self._finisher = Finisher(parts.claims)
         self.lives = Lives(settings.worker_id, parts, self.backlog, self._finisher, self.wake)
         self._leases = Leases(parts.claims, self.lives.running, settings.lease, settings.lease_renewal)
-        self._claimer = Claimer(parts.claims, settings.worker_id, settings.lease)
+        self._claimer = Claimer(parts.claims, settings, parts.clock)
         self._window_lock = asyncio.Lock()
 
     async def start(self) -> None:
@@ -89,6 +89,7 @@ class Worker:
     def receive(self, message: TaskMessage, receipt: Receipt, now: float) -> None:
         """A delivery from a task topic."""
         if self.backlog.add(message, receipt, now):
+            self._claimer.note(message)
             self.wake()
 
     async def assigned(self, owned: AbstractSet[TP]) -> None:

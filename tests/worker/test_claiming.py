@@ -8,9 +8,11 @@ import pytest
 
 from streamapp.db import State, TaskRow
 from streamapp.errors import Unavailable
+from streamapp.worker.claiming import AT_HAND
 from streamapp.worker.drawing import Order
 from streamapp.worker.pictures import Orders
 from tests.worker.conftest import Bench
+from tests.worker.support import message
 
 
 async def running(bench: Bench, *ids: str) -> bool:
@@ -83,3 +85,22 @@ async def test_a_database_that_goes_away_before_the_drawing_costs_no_attempt(
     assert await bench.ended("t1") == {"t1": State.SUCCEEDED}
     row = await bench.row("t1")
     assert (refused, row.attempts, row.history) == (2, 1, ())
+
+
+async def test_a_message_cannot_have_another_picture_drawn_than_its_row_says(bench: Bench) -> None:
+    await bench.submit("t1", "t2", deliver=False)
+    bench.deliver(await bench.row("t1"), seed=99)
+    bench.deliver(await bench.row("t2"))
+    assert set((await bench.ended("t1", "t2")).values()) == {State.SUCCEEDED}
+    pictures = await bench.tasks.images(["t1", "t2"])
+    assert {image.seed for images in pictures.values() for image in images} == {(await bench.row("t1")).params.seed}
+
+
+async def test_messages_are_forgotten_with_the_claim_and_beyond_a_number(bench: Bench) -> None:
+    claimer = bench.worker._claimer
+    await bench.submit("t1")
+    assert (await bench.ended("t1"))["t1"] is State.SUCCEEDED
+    assert not claimer._at_hand
+    for number in range(3 * AT_HAND):
+        claimer.note(message(f"n{number}"))
+    assert len(claimer._at_hand) == AT_HAND
