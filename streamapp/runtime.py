@@ -207,7 +207,7 @@ def _open_work(
     from streamapp.worker.preparing import Preparing
 
     orders = Orders(app.settings, registry, Inputs(registry.database), storage, fetches.bring)
-    worker = _open_worker(app, claims, orders, storage, clock, registry)
+    worker = _open_worker(app, claims, orders, storage, clock, registry, fetches=fetches)
     preparing = Preparing(
         app.settings,
         registry,
@@ -221,7 +221,14 @@ def _open_work(
 
 
 def _open_worker(
-    app: StreamApp, claims: Claims, orders: Orders, storage: Storage, clock: Clock, registry: Registry
+    app: StreamApp,
+    claims: Claims,
+    orders: Orders,
+    storage: Storage,
+    clock: Clock,
+    registry: Registry,
+    *,
+    fetches: Fetches,
 ) -> Worker:
     """The worker with its engine."""
     from streamapp.worker.ahead import Ahead
@@ -249,6 +256,7 @@ def _open_worker(
         release=release,
         watch=Watch(registry, orders.forget),
         ahead=Ahead(registry.model, registry.lora, place, drawing.ahead),
+        mend=fetches.bring.again,
     )
     return Worker(app.settings, parts)
 

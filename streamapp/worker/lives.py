@@ -20,6 +20,7 @@ from streamapp.telemetry import bind, get_logger
 from streamapp.worker.backlog import Backlog, Job
 from streamapp.worker.claimed import Claimed, Counts, Why
 from streamapp.worker.drawing import LOADED, EngineCrashed, Progress, tier_of
+from streamapp.worker.faults import internal, mends
 from streamapp.worker.finisher import Finisher
 from streamapp.worker.loading import WeightsComing
 from streamapp.worker.parts import Parts
@@ -79,15 +80,23 @@ class Lives:
                 log.info(error.message, action="weights_coming")
                 await self._hand_back(claimed, COMING)
             except AppError as error:
-                if self.parts.watch is not None:
-                    await self.parts.watch.failed(error)
-                await self._failed(claimed, error)
+                await self._wrong(claimed, error)
             except Exception as error:  # supervised: a fault of ours must end as a failed task, not as a silent one
                 log.exception("a claimed task failed for an unforeseen reason", action="internal_error")
-                await self._failed(claimed, _internal(error))
+                await self._failed(claimed, internal(error))
             finally:
                 self.running.pop(claimed.row.id, None)
                 self.changed()
+
+    async def _wrong(self, claimed: Claimed, error: AppError) -> None:
+        """It failed; a damaged file that is brought anew costs no attempt, and its task waits for it."""
+        if await mends(self.parts, error):
+            log.warning(error.message, action="weights_damaged")
+            await self._hand_back(claimed, COMING)
+            return
+        if self.parts.watch is not None:
+            await self.parts.watch.failed(error)
+        await self._failed(claimed, error)
 
     async def _draw(self, claimed: Claimed) -> None:
         """The good way: every image drawn, stored, and the row ended."""
@@ -281,17 +290,6 @@ class Lives:
                 log.warning(error.message, action="database_waits")
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, LONGEST_DELAY)
-
-
-class InternalError(AppError):
-    """A fault of this service; retried, because a different worker or moment may not have it."""
-
-    code = "internal_error"
-    retryable = True
-
-
-def _internal(error: Exception) -> InternalError:
-    return InternalError(f"{type(error).__name__}: {error}"[:500])
 
 
 def _longest(total: dict[str, float], more: Mapping[str, float]) -> None:

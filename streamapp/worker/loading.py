@@ -72,6 +72,10 @@ class Watch:
         for row in rows:
             await self._write(quarantine.worked(self._registry, row))
 
+    def forget(self, row: Row) -> None:
+        """Its file is about to be another one."""
+        self._changed(row.name)
+
     @staticmethod
     async def _write(note: Awaitable[None]) -> None:
         """What happens to the task does not wait for a database that is away."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from streamapp.broker.record import TP
 from streamapp.clock import Clock
-from streamapp.db import Claims, ImageRow, TaskRow
+from streamapp.db import Claims, ImageRow, LoraRow, ModelRow, TaskRow
 from streamapp.records import DeadLetter
 from streamapp.worker.ahead import Ahead
 from streamapp.worker.drawing import Drawing, Drawn, Order
@@ -32,7 +32,13 @@ class Publish(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """The worker's surroundings; ``release`` lets a held partition flow again, ``watch`` hears what loads and not."""
+    """The worker's surroundings.
+
+    Attributes:
+        release: lets a held partition flow again.
+        watch: hears what loads and what does not.
+        mend: has a damaged file brought anew; ``False`` when it cannot be had.
+    """
 
     claims: Claims
     drawing: Drawing
@@ -44,3 +50,4 @@ class Parts:
     release: Callable[[TP], object]
     watch: Watch | None = None
     ahead: Ahead | None = None
+    mend: Callable[[ModelRow | LoraRow], Awaitable[bool]] | None = None

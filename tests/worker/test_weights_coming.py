@@ -12,7 +12,9 @@ import pytest
 from streamapp.db import LoraRow, ModelRow, Registry, State
 from streamapp.errors import NotFound
 from streamapp.models.catalogue import POCKET, place_of
+from streamapp.models.verified import DamagedWeights
 from streamapp.worker import lives, pictures
+from streamapp.worker.loading import LoadFailed, loading
 from streamapp.worker.pictures import Orders
 from tests.worker.conftest import Bench
 
@@ -85,3 +87,46 @@ async def test_a_model_that_is_loaded_ahead_waits_for_its_file(bench: Bench, sit
     assert (row.name, path.read_bytes()) == ("dream", b"weights")
     with pytest.raises(NotFound):
         await orders.checkpoint("nothing")
+
+
+async def test_a_damaged_file_is_brought_anew_and_its_task_loses_no_attempt(bench: Bench, site: Site) -> None:
+    place_of(DREAM, bench.settings).parent.mkdir(parents=True)
+    place_of(DREAM, bench.settings).write_bytes(b"spoilt")
+    with pytest.raises(LoadFailed) as spoilt, loading(DREAM):
+        raise DamagedWeights("dream: its file has sha256 …")
+    mended: list[str] = []
+
+    async def mend(row: ModelRow | LoraRow) -> bool:
+        mended.append(row.name)
+        place_of(row, bench.settings).unlink()
+        site.gate.set()
+        return True
+
+    life = bench.worker.lives
+    life.parts = replace(life.parts, mend=mend)
+    bench.drawing.failures["t1"] = [spoilt.value]
+    await bench.submit("t1", model="dream", max_attempts=1)
+    assert await bench.ended("t1") == {"t1": State.SUCCEEDED}
+    row, dream = await bench.row("t1"), await Registry(bench.database).model("dream")
+    assert (mended, site.asked, row.attempts, row.history) == (["dream"], 1, 1, ())
+    assert dream is not None
+    assert not dream.traits.get("load_failures"), "it counts against the weights"
+
+
+async def test_a_damaged_file_that_cannot_be_had_ends_its_task(bench: Bench, site: Site) -> None:
+    del site
+
+    async def mend(row: ModelRow | LoraRow) -> bool:
+        del row
+        return False
+
+    with pytest.raises(LoadFailed) as spoilt, loading(POCKET):
+        raise DamagedWeights("pocket: its file has sha256 …")
+    life = bench.worker.lives
+    life.parts = replace(life.parts, mend=mend)
+    bench.drawing.failures["t1"] = [spoilt.value]
+    await bench.submit("t1")
+    assert await bench.ended("t1") == {"t1": State.FAILED}
+    error = (await bench.row("t1")).error
+    assert error is not None
+    assert error["code"] == "damaged_weights"
