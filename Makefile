@@ -51,7 +51,7 @@ pocket: venv  ## train the small model that ships, into the user's cache: some t
 	@$(PYTHON) -m streamapp.training.pocket $(ARGS)
 
 pocket-report: venv  ## draw the same prompts with the model that ships and the one that was trained, and judge both
-	@$(PYTHON) -m streamapp.training.pocket report $(ARGS)
+	@$(PYTHON) -m streamapp.training.pocket report card $(ARGS)
 
 bench-models: venv  ## loading from disk, RAM and network, into benchmarks/results/models.json (ARGS="--quick")
 	@$(PYTHON) -m benchmarks.models $(ARGS)

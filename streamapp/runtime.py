@@ -26,7 +26,7 @@ from streamapp.db import (
     upgrade,
 )
 from streamapp.errors import Unavailable
-from streamapp.models import catalogue
+from streamapp.models import catalogue, shipped
 from streamapp.models.cache import DiskCache, Kind, in_memory
 from streamapp.models.fetching import Fetches
 from streamapp.models.referenced import References
@@ -187,7 +187,7 @@ async def _open_database(settings: Settings) -> tuple[Database, Registry]:
     await database.start()
     registry = Registry(database)
     if settings.embedded:
-        await catalogue.seed(registry)
+        await shipped.seed(registry)
     return database, registry
 
 

@@ -14,10 +14,11 @@ from streamapp.engine.names import AUTO, SAMPLERS, SCHEDULES
 from streamapp.errors import AppError, Conflict, InvalidRequest, NotFound
 from streamapp.models import quarantine
 from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, Kind, kind_of
-from streamapp.models.catalogue import PACKAGE, delete_files, locate
+from streamapp.models.catalogue import delete_files, locate
 from streamapp.models.families import traits_of
 from streamapp.models.learned import is_embedding
 from streamapp.models.referenced import PENDING
+from streamapp.models.shipped import PACKAGE
 from streamapp.models.steering import is_controlnet
 from streamapp.models.styles import STYLES
 from streamapp.telemetry import get_logger

@@ -124,7 +124,7 @@ def upgrade_db() -> None:
 async def prepare(settings: Settings) -> None:
     """Tables of this release with the model that ships; what ``db upgrade`` does."""
     from streamapp.db import Registry, open_database, upgrade
-    from streamapp.models.catalogue import seed
+    from streamapp.models.shipped import seed
 
     await asyncio.to_thread(settings.data_path.mkdir, parents=True, exist_ok=True)
     await upgrade(settings.database_url)

@@ -1,11 +1,10 @@
-"""The model that ships, where registered weights lie on this machine, and how a local file joins the registry."""
+"""Where registered weights lie on this machine, and how a local file joins the registry."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,43 +19,15 @@ from streamapp.models.kinds import describe
 from streamapp.models.learned import EMBEDDING, check_embedding, is_embedding
 from streamapp.models.place import place
 from streamapp.models.safe import LoraHeader, check_folder, check_lora, check_model, read_header
+from streamapp.models.shipped import PACKAGE
 from streamapp.models.steering import CONTROLNET, check_controlnet, is_controlnet
 from streamapp.models.verified import note_weights
-from streamapp.models.words import vocabulary
 from streamapp.settings import Settings
 
-PACKAGE = "package:"
 LOCAL = "file:"
 HERE = Path(__file__).parent
 #: Also part of storage keys, infotexts and file names.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}\Z")
-
-POCKET = ModelRow(
-    name="pocket",
-    version="1",
-    family="sd15",
-    source=PACKAGE,
-    path="pocket",
-    digest="d0ff74d43befaeca97375e6e8c730f279fc3e9707dfd49978be9a9d80fabc073",
-    size=11_217_726,
-    traits={
-        "title": "Pocket: 236 things in small, from English words",
-        "license": "Apache-2.0",
-        "words": "pocket/words.json",
-        # Measured by eye: at 136 pixels and above subjects double, below 104 they are cut off.
-        "native": 128,
-        "min_side": 104,
-        "max_side": 128,
-        "max_pixels": 128 * 128,
-        "steps": 20,
-        # 2 to 3 is best; from 5 on the ground gets dirty.
-        "guidance": 3.0,
-        "sampler": "DDIM",
-        # Its text encoder has two layers.
-        "clip_skips": 2,
-        "prompt_tokens": 32,
-    },
-)
 
 
 class Registered(Protocol):
@@ -70,20 +41,6 @@ class Registered(Protocol):
 
     async def lora(self, name: str, version: str | None = None) -> LoraRow | None:
         """The newest of that name."""
-
-
-class Seeded(Registered, Protocol):
-    """The part of the registry that is read before the model that ships is written to it."""
-
-    async def model(self, name: str, version: str | None = None) -> ModelRow | None:
-        """One checkpoint."""
-
-
-async def seed(registry: Seeded) -> None:
-    """Register the model that ships; harmless when it is there already: what was noted about its file stays."""
-    known = await registry.model(POCKET.name, POCKET.version)
-    noted = {} if known is None or known.digest != POCKET.digest else known.traits
-    await registry.add_model(replace(POCKET, traits={**noted, **POCKET.traits}))
 
 
 def place_of(row: ModelRow | LoraRow, settings: Settings) -> Path:
@@ -153,11 +110,6 @@ def models_root(settings: Settings) -> Path:
 def notes_root(settings: Settings) -> Path:
     """The folder of what :mod:`streamapp.models.verified` noted on this host."""
     return settings.data_path / "verified"
-
-
-def pocket_words() -> tuple[str, ...]:
-    """The things that the model that ships can draw, one word or phrase for each."""
-    return tuple(names[0] for names in vocabulary(POCKET.traits["words"]))
 
 
 async def add_file(

@@ -13,10 +13,10 @@ from streamapp.errors import InvalidRequest, Unavailable
 from streamapp.generation import EmbeddingRef, LoraRef
 from streamapp.models import quarantine
 from streamapp.models.cache import EVICTED, PULLED_FROM, Kind, kind_of
-from streamapp.models.catalogue import POCKET
 from streamapp.models.learned import is_embedding, named
 from streamapp.models.referenced import PENDING, References, Unfit
 from streamapp.models.registered import how_to_pull
+from streamapp.models.shipped import POCKET
 from streamapp.models.steering import is_controlnet
 from streamapp.settings import Settings
 

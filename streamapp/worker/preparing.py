@@ -15,8 +15,9 @@ from streamapp.db import LoraRow, ModelRow
 from streamapp.errors import AppError, Unavailable
 from streamapp.models import quarantine
 from streamapp.models.cache import EVICTED
-from streamapp.models.catalogue import POCKET, locate
+from streamapp.models.catalogue import locate
 from streamapp.models.registered import find
+from streamapp.models.shipped import POCKET
 from streamapp.settings import Settings
 from streamapp.telemetry import get_logger
 

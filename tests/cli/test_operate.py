@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from streamapp.cli import main
-from streamapp.models.catalogue import POCKET, locate
+from streamapp.models.catalogue import locate
+from streamapp.models.shipped import POCKET
 from streamapp.settings import load_settings
 
 POCKET_FOLDER = Path(__file__).parents[2] / "streamapp" / "models" / "pocket"

@@ -11,8 +11,8 @@ from streamapp.broker.record import TP
 from streamapp.db import LoraRow, NewTask, Registry, State
 from streamapp.engine.errors import EngineError
 from streamapp.generation import Fallback, GenerationParams, Size
-from streamapp.models.catalogue import POCKET
 from streamapp.models.families import FAMILIES
+from streamapp.models.shipped import POCKET
 from streamapp.settings import Settings
 from streamapp.worker.backlog import Receipt
 from tests.web.conftest import Api, Serve

@@ -14,8 +14,8 @@ from streamapp.db import LoraRow, ModelRow, Registry, State, TaskRow
 from streamapp.engine.errors import EngineError
 from streamapp.models import quarantine
 from streamapp.models.cache import EVICTED
-from streamapp.models.catalogue import POCKET
 from streamapp.models.quarantine import FAILURES, LIMIT, QUARANTINED
+from streamapp.models.shipped import POCKET
 from streamapp.models.verified import DamagedWeights
 from streamapp.retry import FallBack, Park, Retry, decide
 from streamapp.settings import load_settings
@@ -92,8 +92,9 @@ def test_damage_and_loras_are_decided_otherwise() -> None:
     assert isinstance(decide(broken(), 3, 3, fallback=True), FallBack)
     # Every byte was read: another try would read the same.
     assert isinstance(decide(broken(cause=DamagedWeights("bad")), 1, 3, fallback=True), FallBack)
-    # The fallback draws with the same LoRA.
+    # The fallback draws with the same LoRA or ControlNet.
     assert isinstance(decide(broken(INK), 3, 3, fallback=True), Park)
+    assert isinstance(decide(broken(replace(INK, traits={"kind": "controlnet"})), 3, 3, fallback=True), Park)
 
 
 def test_failures_of_others_are_not_the_files() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from streamapp.db import LoraRow, ModelRow, Registry, open_database, upgrade
 from streamapp.errors import AppError
-from streamapp.models import catalogue
+from streamapp.models import catalogue, shipped
 from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, DiskCache, marked, save
 from streamapp.models.fetching import Fetches
 from streamapp.settings import Settings
@@ -25,7 +25,7 @@ async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
     await upgrade(url)
     database = open_database(url)
     await database.start()
-    await catalogue.seed(Registry(database))
+    await shipped.seed(Registry(database))
     yield Registry(database)
     await database.close()
 

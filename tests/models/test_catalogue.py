@@ -1,4 +1,4 @@
-"""The model that ships, digests, and local files that join the registry."""
+"""Digests, and local files that join the registry."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 
 from streamapp.db.rows import LoraRow, ModelRow
 from streamapp.errors import InvalidRequest, NotFound
-from streamapp.models.catalogue import HERE, POCKET, add_file, locate, pocket_words, seed
+from streamapp.models.catalogue import HERE, add_file, locate
 from streamapp.models.digest import autov3, identify
-from streamapp.models.words import vocabulary_note
+from streamapp.models.shipped import POCKET
 from streamapp.settings import Settings, load_settings
 from tests.models.make_lora import make_lora
 
@@ -37,10 +37,6 @@ class Shelf:
         assert version is None
         return next((row for row in self.rows if isinstance(row, LoraRow) and row.name == name), None)
 
-    async def model(self, name: str, version: str | None = None) -> ModelRow | None:
-        found = (row for row in self.rows if isinstance(row, ModelRow) and (row.name, row.version) == (name, version))
-        return next(found, None)
-
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
@@ -53,10 +49,6 @@ def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "dreamy.safetensors"
     save_file({"model.diffusion_model.x": np.arange(6, dtype=np.float32)}, path)
     return path
-
-
-def test_the_catalogue_names_the_weights_that_ship() -> None:
-    assert identify(HERE / "pocket") == (POCKET.digest, POCKET.size)
 
 
 def test_a_folders_digest_can_be_had_by_hand() -> None:
@@ -74,40 +66,6 @@ def test_the_card_does_not_count_but_the_weights_do(tmp_path: Path) -> None:
     scheduler = copy / "scheduler" / "scheduler_config.json"
     scheduler.write_text(scheduler.read_text().replace("v_prediction", "epsilon"))
     assert identify(copy).digest != POCKET.digest
-
-
-def test_the_words_of_the_model_that_ships() -> None:
-    words = pocket_words()
-    assert len(words) == 236
-    assert {"panda", "rocket", "strawberry"} <= set(words)
-    assert all(word in (HERE / "pocket" / "MODEL_CARD.md").read_text().replace("\n", " ") for word in words)
-
-
-@pytest.mark.parametrize(
-    "text", ["a cute panda", "two PANDAS in the snow", "masterpiece, best quality, rocket, 8k", "cherries", "a T-Shirt"]
-)
-def test_a_prompt_that_names_something_known_needs_no_note(text: str) -> None:
-    assert vocabulary_note("pocket", POCKET.traits, text) is None
-
-
-@pytest.mark.parametrize("text", ["一只可爱的熊猫", "a concatenation of categories", "", "the president"])
-def test_a_prompt_that_names_nothing_known_gets_a_note(text: str) -> None:
-    note = vocabulary_note("pocket", POCKET.traits, text)
-    assert note is not None
-    assert "236 things" in note
-    assert vocabulary_note("dreamy", {}, text) is None
-
-
-async def test_seeding_registers_the_model_that_ships(settings: Settings) -> None:
-    shelf = Shelf()
-    await seed(shelf)
-    assert shelf.rows == [POCKET]
-    assert locate(POCKET, settings) == HERE / "pocket"
-    shelf.rows = [dataclasses.replace(POCKET, traits={**POCKET.traits, "pinned": True, "steps": 1})]
-    await seed(shelf)
-    assert shelf.rows[-1] == dataclasses.replace(POCKET, traits={**POCKET.traits, "pinned": True}), (
-        "what was noted is gone"
-    )
 
 
 async def test_a_file_from_elsewhere_is_linked_into_the_data_folder(settings: Settings, checkpoint: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from streamapp.models.catalogue import HERE, POCKET
+from streamapp.models.catalogue import HERE
+from streamapp.models.shipped import POCKET
 from tests.models.make_lora import Layout, make_lora
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]

@@ -208,7 +208,8 @@ async def test_a_full_disk_is_said(settings: Settings, monkeypatch: pytest.Monke
 
 
 async def test_deleted_files_are_gone_and_the_package_stays(settings: Settings) -> None:
-    from streamapp.models.catalogue import HERE, POCKET
+    from streamapp.models.catalogue import HERE
+    from streamapp.models.shipped import POCKET
 
     row = await pulled(settings, "civitai:123@456")
     path = locate(row, settings)

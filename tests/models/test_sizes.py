@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from streamapp.errors import InvalidRequest
 from streamapp.generation import Size
-from streamapp.models.catalogue import POCKET
 from streamapp.models.families import Traits, traits_of
+from streamapp.models.shipped import POCKET
 from streamapp.models.sizes import MAX_DELIVERED, MIN_DELIVERED, can_draw, fit, nearest, parse_size, placement
 
 SD15 = traits_of("sd15")

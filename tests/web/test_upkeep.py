@@ -16,7 +16,8 @@ from streamapp.db import LoraRow
 from streamapp.engine.errors import EngineError
 from streamapp.models import quarantine
 from streamapp.models.cache import EVICTED, mark
-from streamapp.models.catalogue import POCKET, add_file
+from streamapp.models.catalogue import add_file
+from streamapp.models.shipped import POCKET
 from tests.models.make_lora import make_lora
 from tests.models.publisher import Publisher
 from tests.models.sites import Double, playing, sd15_file

@@ -26,7 +26,7 @@ from streamapp.db import (
     open_database,
     upgrade,
 )
-from streamapp.models import catalogue
+from streamapp.models import shipped
 from streamapp.records import DeadLetter
 from streamapp.settings import Settings
 from streamapp.storage import LocalStorage
@@ -119,7 +119,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     database = open_database(settings.database_url)
     await database.start()
     registry = Registry(database)
-    await catalogue.seed(registry)
+    await shipped.seed(registry)
     storage = LocalStorage(tmp_path / "files")
     await storage.start()
     clock, drawing, spool = Clock(database.now), FakeDrawing(), Spool(storage)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamapp.errors import NotFound
-from streamapp.models.catalogue import POCKET
+from streamapp.models.shipped import POCKET
 from streamapp.worker.ahead import AGAIN, Ahead
 from streamapp.worker.policy import Ticket, Waiting
 

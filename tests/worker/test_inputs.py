@@ -13,7 +13,7 @@ from PIL import Image
 from streamapp.db import InputRow, Inputs, LoraRow, State
 from streamapp.errors import NotFound
 from streamapp.generation import ControlRef, InputRef, Size, Start
-from streamapp.models.catalogue import POCKET
+from streamapp.models.shipped import POCKET
 from streamapp.postprocess.finish import deliver
 from streamapp.postprocess.reading import decoded
 from streamapp.storage import input_key

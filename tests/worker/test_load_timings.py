@@ -11,7 +11,7 @@ from typing import Any, cast
 from streamapp.db import TaskRow
 from streamapp.engine.aio import AsyncEngine
 from streamapp.engine.tiers import Loaded
-from streamapp.models.catalogue import POCKET
+from streamapp.models.shipped import POCKET
 from streamapp.worker.drawing import LOADED, Order
 from streamapp.worker.engine import EngineDrawing
 from tests.worker.support import params

@@ -12,7 +12,7 @@ import pytest
 from streamapp.db import LoraRow, ModelRow
 from streamapp.errors import NotFound, Unavailable
 from streamapp.models.cache import EVICTED
-from streamapp.models.catalogue import POCKET
+from streamapp.models.shipped import POCKET
 from streamapp.settings import Settings
 from streamapp.worker.preparing import Preparing, most_used
 

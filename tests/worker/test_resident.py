@@ -13,7 +13,7 @@ from streamapp.db import LoraRow
 from streamapp.engine.aio import AsyncEngine
 from streamapp.engine.errors import EngineError
 from streamapp.engine.tiers import Loaded
-from streamapp.models.catalogue import POCKET
+from streamapp.models.shipped import POCKET
 from streamapp.models.steering import engine_name
 from streamapp.worker.drawing import Order
 from streamapp.worker.resident import CONTROLS, Resident

@@ -11,7 +11,8 @@ import pytest
 
 from streamapp.db import LoraRow, ModelRow, Registry, State
 from streamapp.errors import NotFound
-from streamapp.models.catalogue import POCKET, place_of
+from streamapp.models.catalogue import place_of
+from streamapp.models.shipped import POCKET
 from streamapp.models.verified import DamagedWeights
 from streamapp.worker import lives, pictures
 from streamapp.worker.loading import LoadFailed, loading

@@ -6,7 +6,18 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from streamapp.training.pocket import classifier, data, decoder, denoiser, latents, parallel, styles, vae, vocabulary
+from streamapp.training.pocket import (
+    card,
+    classifier,
+    data,
+    decoder,
+    denoiser,
+    latents,
+    parallel,
+    styles,
+    vae,
+    vocabulary,
+)
 from streamapp.training.pocket.export import export
 from streamapp.training.pocket.report import report
 from streamapp.training.pocket.work import Work, default_folder
@@ -28,6 +39,7 @@ def stages(work: Work, processes: int, denoiser_steps: int) -> Mapping[str, Call
         "styles": lambda: styles.train(work),
         "classifier": lambda: classifier.train(work),
         "report": lambda: report(work),
+        "card": lambda: card.write(work),
     }
 
 
@@ -41,7 +53,7 @@ def main() -> None:
     parser.add_argument(
         "stage",
         nargs="*",
-        help="data vocabulary vae latents denoiser decoder export styles classifier report; all unless named",
+        help="data vocabulary vae latents denoiser decoder export styles classifier report card; all unless named",
     )
     given = parser.parse_args()
     known = stages(Work(given.work, given.seed), given.processes, given.denoiser_steps)
