@@ -18,6 +18,9 @@ AT_ONCE = frozenset({"unknown_model", "unknown_lora"})
 #: Another model would refuse the same request; unless what is wrong with it is its model.
 REQUEST = frozenset({"invalid_request", "invalid_job", "too_large", "unknown_sampler", "unknown_schedule"})
 
+#: Fields of a request that the fallback model is drawn with, too: what is wrong with them stays wrong.
+SAME = frozenset({"loras", "controls"})
+
 
 @dataclass(frozen=True)
 class Retry:
@@ -71,8 +74,7 @@ def decide(
     if again and attempts < max_attempts:
         return Retry(0.0 if code in AT_ONCE and attempts <= 1 else _delay(attempts, chance))
     reason = f"{code}: failed {attempts} of {max_attempts} attempts" if again else f"{code}: not retryable"
-    # The fallback draws with the same LoRAs.
-    if fallback and data.get("field") != "loras" and (code not in REQUEST or data.get("field") == "model"):
+    if fallback and data.get("field") not in SAME and (code not in REQUEST or data.get("field") == "model"):
         return FallBack(reason)
     return Park(reason)
 

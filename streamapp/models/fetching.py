@@ -17,6 +17,7 @@ from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, DiskCache, Rows
 from streamapp.models.catalogue import check_name, locate, models_root, notes_root, place_of
 from streamapp.models.digest import identify
 from streamapp.models.download import Fetched
+from streamapp.models.hub_cache import from_hub_cache
 from streamapp.models.offer import Offer
 from streamapp.models.pull import Progress, Sites, open_sites, pull, target_of
 from streamapp.models.reference import Named, read_reference
@@ -204,11 +205,14 @@ class Fetches:
                         return here
                 size = offer.file.size or offer.about or 0
                 fetch.total = size or None
-                await self._cache.reserve(fetch.id, size, target=target_of(self._settings, offer))
-                if self._shared is None or offer.file.digest is None:
+                target = target_of(self._settings, offer)
+                await self._cache.reserve(fetch.id, size, target=target)
+                if offer.file.digest is None:
                     return None
+                if (here := await from_hub_cache(offer.file.digest, target)) is not None or self._shared is None:
+                    return here
                 await held.enter_async_context(self._shared.turn(offer.file.digest))
-                return await self._shared.take(offer.file.digest, target_of(self._settings, offer), fetch.seen)
+                return await self._shared.take(offer.file.digest, target, fetch.seen)
 
             row = await pull(
                 await self.sites(),
