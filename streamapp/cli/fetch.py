@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,9 +16,12 @@ from streamapp.cli.registry import with_registry
 
 if TYPE_CHECKING:
     from streamapp.db import LoraRow, ModelRow, Registry
+    from streamapp.models.fetching import Fetches
     from streamapp.settings import Settings
 
 Kind = Literal["model", "lora", "controlnet"]
+#: Of weights that are not what was registered.
+CHANGED = "changed"
 
 
 def add_commands(group: click.Group, kind: Kind) -> None:
@@ -40,13 +44,14 @@ def add_commands(group: click.Group, kind: Kind) -> None:
 
     @group.command("verify")
     @click.argument("names", nargs=-1)
+    @click.option("--no-fetch", is_flag=True, help="Only say what has changed.")
     @json_option
-    def verify(names: tuple[str, ...], as_json: bool) -> None:
-        """Read every byte of NAMES, or of everything, and compare digests; exit 1 on a difference.
+    def verify(names: tuple[str, ...], no_fetch: bool, as_json: bool) -> None:
+        """Read every byte of NAMES, or of everything, and compare digests; exit 1 on a difference that stays.
 
-        What is unchanged leaves its quarantine.
+        What has changed is fetched again from the fleet or its publisher. What is right leaves its quarantine.
         """
-        checked = with_registry(lambda registry, settings: _verify(registry, settings, kind, names))
+        checked = with_registry(lambda registry, settings: _verify(registry, settings, kind, names, fetch=not no_fetch))
         if as_json:
             print_json(checked)
         else:
@@ -135,6 +140,13 @@ async def _named(registry: Registry, kind: Kind, name: str) -> list[Any]:
 
 
 async def _pull(registry: Registry, settings: Settings, reference: str, name: str | None) -> ModelRow | LoraRow:
+    async with _fetches(registry, settings) as fetches:
+        with _bar(reference) as seen:
+            return await fetches.once(reference, name, seen)
+
+
+@asynccontextmanager
+async def _fetches(registry: Registry, settings: Settings) -> AsyncIterator[Fetches]:
     from streamapp.db import Delivery, Tasks
     from streamapp.models.cache import DiskCache
     from streamapp.models.fetching import Fetches
@@ -151,8 +163,7 @@ async def _pull(registry: Registry, settings: Settings, reference: str, name: st
         )
         fetches = Fetches(settings, registry, cache, shared=shared)
         try:
-            with _bar(reference) as seen:
-                return await fetches.once(reference, name, seen)
+            yield fetches
         finally:
             await fetches.close()
 
@@ -205,32 +216,55 @@ class _bar:  # noqa: N801 - used as a function
         self._bar.close()
 
 
-async def _verify(registry: Registry, settings: Settings, kind: Kind, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    from streamapp.errors import AppError, NotFound
+async def _verify(
+    registry: Registry, settings: Settings, kind: Kind, names: tuple[str, ...], *, fetch: bool
+) -> list[dict[str, Any]]:
+    from streamapp.errors import NotFound
+
+    rows = await _rows(registry, kind)
+    if missing := sorted(set(names) - {row.name for row in rows}):
+        raise NotFound(f"{missing[0]} is not registered here", name=missing[0])
+    named = [row for row in rows if not names or row.name in names]
+    states = [await _state(registry, settings, row) for row in named]
+    if fetch and CHANGED in states:
+        async with _fetches(registry, settings) as fetches:
+            for at, row in enumerate(named):
+                if states[at] == CHANGED:
+                    states[at] = await _mended(registry, settings, row, fetches)
+    return [
+        {"name": row.name, "version": row.version, "state": state} for row, state in zip(named, states, strict=True)
+    ]
+
+
+async def _state(registry: Registry, settings: Settings, row: ModelRow | LoraRow) -> str:
+    """What every byte of a row's weights says; what is right leaves its quarantine."""
+    from streamapp.errors import AppError
     from streamapp.models.catalogue import locate, notes_root
     from streamapp.models.digest import identify
     from streamapp.models.quarantine import release
     from streamapp.models.verified import note_weights
 
-    rows = await _rows(registry, kind)
-    if missing := sorted(set(names) - {row.name for row in rows}):
-        raise NotFound(f"{missing[0]} is not registered here", name=missing[0])
-    checked = []
-    for row in rows:
-        if names and row.name not in names:
-            continue
-        try:
-            path = locate(row, settings)
-            found = await asyncio.to_thread(identify, path)
-            state = "ok" if found.digest == row.digest else "changed"
-            if state == "ok":
-                if await release(registry, row):
-                    state = "ok, released"
-                await asyncio.to_thread(note_weights, row, path, notes_root(settings))
-        except AppError as error:
-            state = error.message
-        checked.append({"name": row.name, "version": row.version, "state": state})
-    return checked
+    try:
+        path = locate(row, settings)
+        if (await asyncio.to_thread(identify, path)).digest != row.digest:
+            return CHANGED
+        released = await release(registry, row)
+        await asyncio.to_thread(note_weights, row, path, notes_root(settings))
+    except AppError as error:
+        return error.message
+    return "ok, released" if released else "ok"
+
+
+async def _mended(registry: Registry, settings: Settings, row: ModelRow | LoraRow, fetches: Fetches) -> str:
+    """The state of what had changed, once it is fetched again."""
+    from streamapp.errors import AppError
+
+    try:
+        if not await fetches.bring.mended(row):
+            return f"{CHANGED}, and nobody here knows where to fetch it again"
+    except AppError as error:
+        return f"{CHANGED}, and was not fetched again: {error.message}"
+    return f"{await _state(registry, settings, row)}, had changed and was fetched again"
 
 
 async def _remove(

@@ -50,7 +50,7 @@ async def test_a_pulled_model_is_listed_verified_and_removed(double: Double, tmp
 
     assert (await run("models", "verify")).exit_code == 0
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    result = await run("models", "verify", "dreamy")
+    result = await run("models", "verify", "dreamy", "--no-fetch")
     assert result.exit_code == 1
     assert result.stdout.splitlines()[1].split() == ["dreamy", row["version"], "changed"]
 
@@ -67,6 +67,21 @@ async def test_a_file_whose_bytes_changed_is_fetched_again(double: Double, tmp_p
     again = orjson.loads((await run("models", "pull", "dreamy", "--json")).stdout)
     assert (again["name"], again["digest"]) == ("dreamy", double.publisher.digest)
     assert (await run("models", "verify", "dreamy")).exit_code == 0
+
+
+async def test_verify_fetches_what_has_changed_again_or_says_why_not(double: Double, tmp_path: Path) -> None:
+    row = orjson.loads((await run("models", "pull", "civitai:123@456", "--name", "dreamy", "--json")).stdout)
+    file = tmp_path / "data" / "models" / row["path"]
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    double.publisher.faults = ["404"]
+    result = await run("models", "verify", "dreamy")
+    assert result.exit_code == 1
+    assert "was not fetched again" in result.stdout
+    assert file.read_bytes() != double.publisher.body
+    result = await run("models", "verify", "dreamy")
+    assert result.exit_code == 0, result.output
+    assert "fetched again" in result.stdout
+    assert file.read_bytes() == double.publisher.body
 
 
 async def test_what_is_pinned_stays_pinned_when_it_is_pulled_again() -> None:
