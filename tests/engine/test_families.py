@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ def test_sdxl_equals_its_pipeline_with_every_sampler(sdxl: tuple[Any, Path], loa
     expected = reference(pipeline, wanted)
     for drawn in both(load(folder, "sdxl"), wanted):
         assert error(drawn, expected) <= TOLERANCE
+    other = "Euler a" if sampler == "DDIM" else "DDIM"
+    assert error(reference(pipeline, replace(wanted, sampler=other)), expected) > 1e-3
 
 
 def test_sdxl_tells_an_absent_negative_prompt_from_an_empty_one(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from streamapp.engine import EngineError, LoRA
+from streamapp.engine.names import FLOW_SAMPLERS, SAMPLERS
 from tests.engine import tiny_flux
 from tests.engine.flow_references import reference, write_lora
 from tests.engine.references import TOLERANCE, Load
@@ -48,6 +51,8 @@ def test_every_sampler_equals_the_pipeline(flux: tuple[Any, Path], load: Load, s
     expected = reference(pipeline, wanted, guidance_scale=3.5)
     for drawn in both(load(folder, "flux"), wanted):
         assert error(drawn, expected) <= TOLERANCE
+    other = "Euler" if sampler == "UniPC" else "UniPC"
+    assert error(reference(pipeline, replace(wanted, sampler=other), guidance_scale=3.5), expected) > 1e-3
 
 
 def test_guidance_is_an_input_of_one_branch(flux: tuple[Any, Path], load: Load) -> None:
@@ -154,3 +159,13 @@ def test_what_cannot_be_drawn_is_refused(flux: tuple[Any, Path], load: Load, giv
 def test_other_families_have_no_second_scale(sd15: tuple[Any, Path], load: Load) -> None:
     with pytest.raises(EngineError, match="true_cfg_scale is for flux"):
         load(sd15[1], "sd15").submit(job(true_cfg_scale=2.0))
+
+
+def test_every_other_sampler_is_refused_by_name(flux: tuple[Any, Path], load: Load) -> None:
+    """Some would run, and draw something else; schedules with them."""
+    engine = load(flux[1], "flux")
+    for sampler in (*SAMPLERS, "Euler SGM Uniform", "Auto Karras"):
+        if sampler not in FLOW_SAMPLERS:
+            with pytest.raises(EngineError, match=re.escape(f"{sampler} does not draw flow-matching checkpoints")):
+                engine.submit(job(sampler=sampler))
+    assert engine.idle

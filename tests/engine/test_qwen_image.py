@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from streamapp.engine import EngineError, LoRA
+from streamapp.engine.names import FLOW_SAMPLERS, SAMPLERS
 from tests.engine import tiny_qwen
 from tests.engine.flow_references import both, reference, write_lora
 from tests.engine.references import TOLERANCE, Load
@@ -36,6 +39,8 @@ def test_every_sampler_equals_the_pipeline(qwen: tuple[Any, Path], load: Load, s
     expected = reference(pipeline, wanted, true_cfg_scale=3.0)
     for drawn in both(load(folder, "qwen_image"), wanted):
         assert error(drawn, expected) <= TOLERANCE
+    other = "Euler" if sampler == "UniPC" else "UniPC"
+    assert error(reference(pipeline, replace(wanted, sampler=other), true_cfg_scale=3.0), expected) > 1e-3
 
 
 def test_a_missing_negative_prompt_is_a_blank(qwen: tuple[Any, Path], load: Load) -> None:
@@ -126,3 +131,13 @@ def test_what_cannot_be_drawn_is_refused(qwen: tuple[Any, Path], load: Load, giv
     with pytest.raises(EngineError, match=says) as caught:
         load(qwen[1], "qwen_image").submit(job(**given))
     assert caught.value.code == "invalid_job"
+
+
+def test_every_other_sampler_is_refused_by_name(qwen: tuple[Any, Path], load: Load) -> None:
+    """Some would run, and draw something else; schedules with them."""
+    engine = load(qwen[1], "qwen_image")
+    for sampler in (*SAMPLERS, "Euler SGM Uniform", "Auto Karras"):
+        if sampler not in FLOW_SAMPLERS:
+            with pytest.raises(EngineError, match=re.escape(f"{sampler} does not draw flow-matching checkpoints")):
+                engine.submit(job(sampler=sampler))
+    assert engine.idle

@@ -59,7 +59,8 @@ class Drawn:
 
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])
 def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    made = Drawn(request.param, *request.getfixturevalue(request.param), tmp_path_factory.mktemp(request.param))
+    pipeline, folder = request.getfixturevalue(request.param)
+    made = Drawn(request.param, pipeline, folder, tmp_path_factory.mktemp(request.param))
     yield made
     made.engine.close()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from streamapp.engine import EngineError, LoRA
+from streamapp.engine.names import FLOW_SAMPLERS, SAMPLERS
 from tests.engine import tiny_sd3
 from tests.engine.flow_references import both, reference, write_lora
 from tests.engine.references import TOLERANCE, Load
@@ -35,6 +38,8 @@ def test_every_sampler_equals_the_pipeline(sd3: tuple[Any, Path], load: Load, sa
     expected = reference(pipeline, wanted, guidance_scale=3.0)
     for drawn in both(load(folder, "sd3"), wanted):
         assert error(drawn, expected) <= TOLERANCE
+    other = "Euler" if sampler == "UniPC" else "UniPC"
+    assert error(reference(pipeline, replace(wanted, sampler=other), guidance_scale=3.0), expected) > 1e-3
 
 
 def test_guidance_and_both_prompts_count(sd3: tuple[Any, Path], load: Load) -> None:
@@ -152,3 +157,13 @@ def test_what_cannot_be_drawn_is_refused(sd3: tuple[Any, Path], load: Load, give
     with pytest.raises(EngineError, match=says) as caught:
         load(sd3[1], "sd3").submit(job(**given))
     assert caught.value.code == "invalid_job"
+
+
+def test_every_other_sampler_is_refused_by_name(sd3: tuple[Any, Path], load: Load) -> None:
+    """Some would run, and draw something else; schedules with them."""
+    engine = load(sd3[1], "sd3")
+    for sampler in (*SAMPLERS, "Euler SGM Uniform", "Auto Karras"):
+        if sampler not in FLOW_SAMPLERS:
+            with pytest.raises(EngineError, match=re.escape(f"{sampler} does not draw flow-matching checkpoints")):
+                engine.submit(job(sampler=sampler))
+    assert engine.idle
