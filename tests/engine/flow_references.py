@@ -24,6 +24,11 @@ class _DPM(diffusers.DPMSolverMultistepScheduler):  # type: ignore[misc, unused-
             num_inference_steps or len(sigmas), device, mu
         )
 
+    def scale_noise(self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        mix: Any = getattr(self, "add_noise")  # noqa: B009 (the base is unknown to a type checker)
+        mixed: torch.Tensor = mix(sample, noise, timestep)
+        return mixed
+
 
 class _UniPC(diffusers.UniPCMultistepScheduler):  # type: ignore[misc, unused-ignore]
     """As text-to-image uses it, in pipelines that start from a picture and ask for a flow scheduler's method."""

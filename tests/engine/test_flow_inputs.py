@@ -80,9 +80,15 @@ def shared(family: Family, wanted: Job) -> torch.Tensor:
 IMAGE: dict[str, dict[str, Any]] = {
     "Euler": {"strength": 0.55},
     "UniPC": {"sampler": "UniPC", "strength": 0.7},
+    "DPM++ 2M": {"sampler": "DPM++ 2M", "strength": 0.7},
     "whole": {"strength": 1.0},
 }
-MASK: dict[str, dict[str, Any]] = {"Euler": {"strength": 0.8}, "whole": {"strength": 1.0}}
+MASK: dict[str, dict[str, Any]] = {
+    "Euler": {"strength": 0.8},
+    "UniPC": {"sampler": "UniPC", "strength": 0.7},
+    "DPM++ 2M": {"sampler": "DPM++ 2M", "strength": 0.7},
+    "whole": {"strength": 1.0},
+}
 
 
 @pytest.mark.parametrize("case", IMAGE)
