@@ -13,7 +13,7 @@ from streamapp.db import LoraRow, ModelRow
 from streamapp.engine.names import AUTO, SAMPLERS, SCHEDULES
 from streamapp.errors import AppError, Conflict, InvalidRequest, NotFound
 from streamapp.models import quarantine
-from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, Kind, kind_of
+from streamapp.models.cache import EVICTED, PINNED, PULLED_FROM, Kind, kind_of, lent_paths
 from streamapp.models.catalogue import delete_files, locate
 from streamapp.models.families import traits_of
 from streamapp.models.learned import is_embedding
@@ -119,7 +119,8 @@ async def _remove(app: Any, kind: Kind, rows: list[ModelRow | LoraRow], version:
     registry = runtime.registry
     gone = await (registry.remove_model if kind == "model" else registry.remove_lora)(name, version)
     runtime.shelf.forget()
-    used = {row.path for row in (*await registry.models(), *await registry.loras())}
+    kept: list[ModelRow | LoraRow] = [*await registry.models(), *await registry.loras()]
+    used = {row.path for row in kept} | lent_paths(kept)
     freed, paths = 0, set()
     for row in gone:
         if row.path not in used and row.path not in paths:

@@ -271,6 +271,7 @@ async def _remove(
     registry: Registry, settings: Settings, kind: Kind, name: str, version: str | None, keep_files: bool
 ) -> list[dict[str, Any]]:
     from streamapp.errors import NotFound
+    from streamapp.models.cache import lent_paths
     from streamapp.models.catalogue import delete_files
 
     there = [row for row in await _rows(registry, kind) if row.name == name]
@@ -279,7 +280,7 @@ async def _remove(
     if not gone:
         raise NotFound(f"{name}{f' {version}' if version else ''} is not registered here", name=name)
     kept: list[Any] = [*await registry.models(), *await registry.loras()]
-    used = {row.path for row in kept}
+    used = {row.path for row in kept} | lent_paths(kept)
     return [
         {
             "name": row.name,

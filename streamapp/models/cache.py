@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,7 +29,7 @@ Kind = Literal["model", "lora", "controlnet"]
 #: Traits of a row: never evicted; what a pull was asked for.
 PINNED, PULLED_FROM = "pinned", "pulled_from"
 __all__ = ["EVICTED", "PINNED", "PULLED_FROM", "DiskCache", "Held", "Kind", "Resident", "Rows", "Wanted"]
-__all__ += ["in_memory", "kind_of", "mark", "marked", "save"]
+__all__ += ["in_memory", "kind_of", "lent_paths", "mark", "marked", "save"]
 
 
 class Rows(Protocol):
@@ -102,17 +102,21 @@ def _marked(traits: Mapping[str, Any], trait: str, value: bool) -> dict[str, Any
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One file or folder on the disk, the rows that share it, its bytes, and when it was last used (ms)."""
+    """One file or folder on the disk, the rows that share it, its bytes, and when it was last used (ms).
+
+    ``lent``: another model takes a text encoder or its VAE from it.
+    """
 
     path: Path
     rows: tuple[Row, ...]
     size: int
     used_at: int
+    lent: bool = False
 
     @property
     def expendable(self) -> bool:
-        """Whether it can be fetched again, under each of its names, and nobody pinned it."""
-        return all(row.traits.get(PULLED_FROM) and not row.traits.get(PINNED) for row in self.rows)
+        """Whether it can be fetched again, under each of its names, is not lent, and nobody pinned it."""
+        return not self.lent and all(row.traits.get(PULLED_FROM) and not row.traits.get(PINNED) for row in self.rows)
 
 
 class DiskCache:
@@ -214,6 +218,12 @@ class DiskCache:
         return await asyncio.to_thread(_on_disk, rows, self._settings)
 
 
+def lent_paths(rows: Iterable[Row]) -> set[str]:
+    """Paths below the models folder of what single files are drawn with: their VAE and text encoders."""
+    listed = (row.traits.get("components") for row in rows if isinstance(row, ModelRow))
+    return {str(entry["path"]) for components in listed if components for entry in components.values()}
+
+
 def _on_disk(rows: Sequence[Row], settings: Settings) -> list[Held]:
     """What the rows have in the models folder; ``used_at`` of what was never used is when it came.
 
@@ -221,6 +231,7 @@ def _on_disk(rows: Sequence[Row], settings: Settings) -> list[Held]:
     """
     notes = notes_root(settings)
     by_path: dict[Path, list[Row]] = defaultdict(list)
+    lent = lent_paths(rows)
     for row in rows:
         if row.source != LOCAL:
             continue
@@ -234,6 +245,7 @@ def _on_disk(rows: Sequence[Row], settings: Settings) -> list[Held]:
             tuple(sharing),
             max(row.size for row in sharing),
             used_at(path, notes) or max(int(path.stat().st_mtime * 1000), *(row.last_used_at or 0 for row in sharing)),
+            any(row.path in lent for row in sharing),
         )
         for path, sharing in by_path.items()
     ]

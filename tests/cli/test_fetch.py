@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from click.testing import CliRunner, Result
@@ -106,6 +107,15 @@ async def test_files_that_another_name_uses_stay(tmp_path: Path) -> None:
     assert (await run("models", "verify", "two")).exit_code == 0
     assert (await run("models", "remove", "two", "--keep-files")).exit_code == 0
     assert len(list((tmp_path / "data" / "models" / "models").glob("*.safetensors"))) == 1
+
+
+async def test_files_that_another_model_takes_its_parts_from_stay(tmp_path: Path) -> None:
+    assert (await run("models", "pull", "owner/name", "--name", "lender")).exit_code == 0
+    (own := tmp_path / "own.safetensors").write_bytes(sd15_file(more=np.ones(2, np.float32)))
+    assert (await run("models", "add", "taker", str(own), "--family", "sd15")).exit_code == 0
+    assert (await run("models", "components", "taker", "vae=lender")).exit_code == 0
+    assert [one["freed"] for one in orjson.loads((await run("models", "remove", "lender", "--json")).stdout)] == [0]
+    assert len(list((tmp_path / "data" / "models" / "models").glob("*.safetensors"))) == 2
 
 
 @pytest.mark.parametrize(

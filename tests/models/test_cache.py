@@ -102,6 +102,14 @@ async def test_without_a_limit_nothing_goes(registry: Registry, tmp_path: Path) 
     assert store.here() == {"old"}
 
 
+async def test_what_another_model_takes_its_parts_from_stays(store: Store) -> None:
+    own = {"components": {"t5": {"path": "models/old.safetensors", "digest": "0" * 64}}, PULLED_FROM: None}
+    await store.add("alone", 9_000, traits=own)
+    evicted = await store.cache.reserve("a", 100)
+    assert [row.name for row in evicted] == ["middle", "new"]
+    assert store.here() == {"old", "alone"}
+
+
 async def test_what_is_pinned_wanted_resident_or_nowhere_else_stays(store: Store) -> None:
     await store.add("pinned", 1, traits={PINNED: True})
     await store.add("own", 2, traits={PULLED_FROM: None})
