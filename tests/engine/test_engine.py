@@ -271,6 +271,19 @@ def test_the_child_ends_with_its_parent_also_in_mid_tick() -> None:
     wait_for(lambda: not _alive(child), within=2.0)
 
 
+def test_the_child_ignores_what_the_terminal_tells_the_whole_group() -> None:
+    """Running work is the parent's to finish or to hand back."""
+    engine = EngineProcess()
+    try:
+        engine.load("m", "somewhere", "fake")
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGINT)
+        engine.submit(job(), "a")
+        assert (collect(engine, 1)[-1].kind, engine.restarts) == ("image", 0)
+    finally:
+        engine.close()
+
+
 def test_nothing_here_needed_torch() -> None:
     """The package, its hosts and the fake family import without it (the parent of an engine process never loads it)."""
     program = (
