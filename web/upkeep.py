@@ -13,7 +13,7 @@ from streamapp.errors import AppError, Conflict, InvalidRequest, NotFound
 from streamapp.models import quarantine
 from streamapp.models.cache import EVICTED, PULLED_FROM, Kind
 from streamapp.models.catalogue import locate, notes_root
-from streamapp.models.verified import check_weights
+from streamapp.models.verified import DamagedWeights, check_weights
 from streamapp.telemetry import get_logger
 from web.answers import API, ok, raw
 from web.auth import USER
@@ -62,7 +62,11 @@ class Warming:
         path = await self._here(row)
         if isinstance(row, LoraRow):
             settings = self._app.settings
-            await asyncio.to_thread(check_weights, row, path, notes_root(settings), settings.verify)
+            try:
+                await asyncio.to_thread(check_weights, row, path, notes_root(settings), settings.verify)
+            except DamagedWeights:
+                if not await runtime.fetches.bring.mended(row):
+                    raise
         else:
             seconds = await runtime.worker.drawing.warm(row, path)
             runtime.worker.loaded(row.name, seconds)

@@ -15,7 +15,7 @@ from streamapp.cli import main
 from streamapp.db import LoraRow
 from streamapp.engine.errors import EngineError
 from streamapp.models import quarantine
-from streamapp.models.cache import EVICTED, mark
+from streamapp.models.cache import EVICTED, PULLED_FROM, mark
 from streamapp.models.catalogue import add_file
 from streamapp.models.shipped import POCKET
 from tests.models.make_lora import make_lora
@@ -83,6 +83,19 @@ async def test_who_does_not_get_an_answer_at_once_asks_again(api: Api, monkeypat
     url = f"http://127.0.0.1:{api.app.port}"
     result = await asyncio.to_thread(CliRunner().invoke, main, ("models", "warm", "pocket", "--url", url))
     assert (result.exit_code, "pocket is ready, after " in result.stdout) == (0, True), result.output
+
+
+async def test_a_damaged_lora_is_fetched_again_where_its_publisher_has_it(serve: Serve, tmp_path: Path) -> None:
+    path = make_lora(tmp_path / "brush.safetensors")
+    double = Double(Publisher(path.read_bytes()))
+    async with playing(double) as url, serve(civitai_url=url, hub_url=url, allow_private_sources=True) as api:
+        registry = api.runtime.registry
+        row = await add_file(registry, api.app.settings, "brush", path, "lora", "sd15")
+        await registry.edit(row, lambda traits: {**traits, PULLED_FROM: "owner/name"})
+        file = api.app.settings.data_path / "models" / row.path
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+        assert (await api.call("POST", "/api/v1/loras/brush/warm")).data["state"] == "ready"
+        assert file.read_bytes() == double.publisher.body
 
 
 async def test_a_lora_is_read_and_a_damaged_one_is_named(api: Api, tmp_path: Path) -> None:
