@@ -13,9 +13,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 from PIL import Image, ImageDraw, ImageFont
@@ -24,14 +25,38 @@ from tqdm import tqdm
 from streamapp.client import Client, Task
 from streamapp.errors import AppError
 
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked for: words, LoRAs by name with their weights, and a caption in letters that every font has."""
+
+    text: str
+    seed: int
+    caption: str
+    loras: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """As the API takes it."""
+        loras = [{"name": name, "weight": weight} for name, weight in self.loras.items()]
+        return {"text": self.text, "params": {"seed": self.seed, **({"loras": loras} if loras else {})}}
+
+
 #: Words that the shipped model has learnt, with seeds that show it well.
-PROMPTS: tuple[tuple[str, int], ...] = (
-    ("a cute panda", 2),
-    ("a red apple", 1),
-    ("a rocket on a blue background", 1),
-    ("a purple butterfly", 3),
-    ("a green frog on a yellow background", 2),
-    ("a little penguin", 1),
+PROMPTS: tuple[Order, ...] = (
+    Order("a cute panda", 2, "a cute panda"),
+    Order("a purple butterfly on a yellow background", 3, "a purple butterfly on yellow"),
+    Order("a cat and a dog", 7, "a cat and a dog"),
+    Order("老虎", 5, '"tiger" in Chinese'),
+    Order(
+        "a strawberry, masterpiece, best quality, highly detailed, 8k, sharp focus, intricate, award winning, "
+        "volumetric lighting, by a famous artist",
+        1,
+        "a strawberry, masterpiece, best ...",
+    ),
+    Order("a rocket on a blue background", 1, "a rocket on a blue background"),
+    Order("a panda", 6, "a panda, ink 0.8 and duotone 0.5", {"ink": 0.8, "duotone": 0.5}),
+    Order("a fox", 1, "a fox, duotone", {"duotone": 1.0}),
 )
 START_LIMIT_S, TASK_LIMIT_S, STOP_LIMIT_S = 180.0, 120.0, 45.0
 TAIL_LINES = 30
@@ -44,9 +69,9 @@ class DemoFailed(Exception):
 
 @dataclass(frozen=True)
 class Picture:
-    """A prompt and the file that came of it."""
+    """What the sheet says below a picture, and its file."""
 
-    prompt: str
+    caption: str
     path: Path
 
 
@@ -55,7 +80,7 @@ class Picture:
 @click.option("--data-dir", type=click.Path(path_type=Path), default=Path("data/demo"), show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Default: 8000 when free, else any free one.")
 def main(out: Path, data_dir: Path, port: int) -> None:
-    """Start the service, draw six pictures, save them, stop the service."""
+    """Start the service, draw eight pictures, save them, stop the service."""
     try:
         asyncio.run(demo(out.absolute(), data_dir.absolute(), port or free_port()))
     except (DemoFailed, AppError) as error:
@@ -64,7 +89,7 @@ def main(out: Path, data_dir: Path, port: int) -> None:
         raise SystemExit(1) from error
 
 
-async def demo(out: Path, data_dir: Path, port: int, prompts: Sequence[tuple[str, int]] = PROMPTS) -> list[Picture]:
+async def demo(out: Path, data_dir: Path, port: int, prompts: Sequence[Order] = PROMPTS) -> list[Picture]:
     """The whole story; returns what was drawn.
 
     Raises:
@@ -87,8 +112,8 @@ async def demo(out: Path, data_dir: Path, port: int, prompts: Sequence[tuple[str
     await asyncio.to_thread(contact_sheet, pictures, sheet)
     click.echo(f"\nPictures in {out}:")
     for picture in pictures:
-        click.echo(f"  {picture.path.name:<44}{picture.prompt}")
-    click.echo(f"  {sheet.name:<44}all of them\n")
+        click.echo(f"  {picture.path.name:<52}{picture.caption}")
+    click.echo(f"  {sheet.name:<52}all of them\n")
     click.echo(f"The service is stopped again. `make up` keeps it running, with the status page at {url}/")
     return pictures
 
@@ -127,18 +152,18 @@ async def until_ready(service: asyncio.subprocess.Process, client: Client) -> No
             await asyncio.sleep(0.1)
 
 
-async def draw_all(client: Client, out: Path, prompts: Sequence[tuple[str, int]]) -> list[Picture]:
+async def draw_all(client: Client, out: Path, prompts: Sequence[Order]) -> list[Picture]:
     """Submit everything at once, so that the engine batches it; one progress bar each."""
-    jobs = [draw(client, prompt, seed, out, position) for position, (prompt, seed) in enumerate(prompts)]
+    jobs = [draw(client, order, out, position) for position, order in enumerate(prompts)]
     pictures = await asyncio.gather(*jobs)
     return list(pictures)
 
 
-async def draw(client: Client, prompt: str, seed: int, out: Path, position: int) -> Picture:
-    """One prompt from submit to file."""
-    form = "{desc:<38} {percentage:3.0f}% |{bar:24}| {elapsed} {unit}"
+async def draw(client: Client, order: Order, out: Path, position: int) -> Picture:
+    """One picture from submit to file."""
+    form = "{desc:<44} {percentage:3.0f}% |{bar:24}| {elapsed} {unit}"
     # Only a terminal can move its cursor: elsewhere one line per picture says that it is there.
-    with tqdm(total=100, desc=prompt, position=position, bar_format=form, mininterval=0, disable=None) as bar:
+    with tqdm(total=100, desc=order.caption, position=position, bar_format=form, mininterval=0, disable=None) as bar:
         hidden = bar.disable
 
         def seen(task: Task) -> None:
@@ -146,16 +171,16 @@ async def draw(client: Client, prompt: str, seed: int, out: Path, position: int)
             bar.unit = task.status
             bar.refresh()
 
-        task = await client.submit({"text": prompt, "params": {"seed": seed}})
+        task = await client.submit(order.body)
         seen(task)
         task = await client.wait(task.id, seen=seen, timeout_s=TASK_LIMIT_S)
         seen(task)
     if hidden:
-        click.echo(f"{prompt}: {task.status}")
+        click.echo(f"{order.caption}: {task.status}")
     if task.status != "succeeded":
-        raise DemoFailed(f"{prompt!r} ended {task.status}: {task.error or 'no reason given'}")
-    (path,) = await client.download(task, out, name=re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-"))
-    return Picture(prompt, path)
+        raise DemoFailed(f"{order.text!r} ended {task.status}: {task.error or 'no reason given'}")
+    (path,) = await client.download(task, out, name=re.sub(r"[^a-z0-9]+", "-", order.caption.lower()).strip("-"))
+    return Picture(order.caption, path)
 
 
 async def stop_service(service: asyncio.subprocess.Process) -> int:
@@ -170,8 +195,8 @@ async def stop_service(service: asyncio.subprocess.Process) -> int:
         return await service.wait()
 
 
-def contact_sheet(pictures: Sequence[Picture], path: Path, columns: int = 3) -> None:
-    """All pictures on one, each with its prompt below."""
+def contact_sheet(pictures: Sequence[Picture], path: Path, columns: int = 4) -> None:
+    """All pictures on one, each with its caption below."""
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * CELL, rows * (CELL + CAPTION)), "white")
     pen = ImageDraw.Draw(sheet)
@@ -180,7 +205,7 @@ def contact_sheet(pictures: Sequence[Picture], path: Path, columns: int = 3) -> 
         x, y = index % columns * CELL, index // columns * (CELL + CAPTION)
         with Image.open(picture.path) as image:
             sheet.paste(image.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS), (x, y))
-        pen.text((x + CELL / 2, y + CELL + CAPTION / 2), picture.prompt, fill="black", font=font, anchor="mm")
+        pen.text((x + CELL / 2, y + CELL + CAPTION / 2), picture.caption, fill="black", font=font, anchor="mm")
     sheet.save(path, optimize=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from streamapp.db.rows import LoraRow, ModelRow
 from streamapp.models.words import vocabulary
@@ -13,14 +13,14 @@ PACKAGE: Final = "package:"
 
 POCKET = ModelRow(
     name="pocket",
-    version="1",
+    version="2",
     family="sd15",
     source=PACKAGE,
     path="pocket",
-    digest="d0ff74d43befaeca97375e6e8c730f279fc3e9707dfd49978be9a9d80fabc073",
-    size=11_217_726,
+    digest="a1e8abf4a28d29e334a53a2e8161cd89e1283d0073959e7de194e33d982b8785",
+    size=11_561_952,
     traits={
-        "title": "Pocket: 236 things in small, from English words",
+        "title": "Pocket: 286 things in small, from words in five languages",
         "license": "Apache-2.0",
         "words": "pocket/words.json",
         # Measured by eye: at 136 pixels and above subjects double, below 104 they are cut off.
@@ -38,8 +38,25 @@ POCKET = ModelRow(
     },
 )
 
+
+def _style(name: str, digest: str, autov3: str, looks: str) -> LoraRow:
+    """A LoRA on the attention of the model above: no other checkpoint has layers of these widths."""
+    traits: dict[str, Any] = {
+        "title": f"{name.capitalize()}: {looks}; for pocket",
+        "license": "Apache-2.0",
+        "base_model": POCKET.name,
+    }
+    traits |= {"format": "diffusers", "rank": 8, "trigger_words": [], "autov3": autov3}
+    return LoraRow(name, "1", POCKET.family, PACKAGE, f"loras/{name}.safetensors", digest, 187_752, traits)
+
+
 #: Styles for it, to try several adapters with on a fresh machine.
-LORAS: Final[tuple[LoraRow, ...]] = ()
+LORAS: Final = (
+    _style("ink", "87c8e8e92574d2ec905d5e91d89827e982c16c8fdffc91a6fb172d3d80cb23b2", "4d213516cd4a", "dark contours"),
+    _style(
+        "duotone", "a6320abfd4d125fa02f46e51f9a6a2503bea97fb32477df22612da6a59b32009", "eaa567514706", "violet, orange"
+    ),
+)
 
 
 class Shelf(Protocol):
@@ -67,12 +84,12 @@ class Shelf(Protocol):
 async def seed(shelf: Shelf) -> None:
     """Register what ships; harmless when it is there already: what was noted about its files stays.
 
-    What an earlier release brought is forgotten, as its files are gone. A LoRA that somebody else registered under
-    the name of one that ships keeps it.
+    Other versions of it, which an earlier release brought, are forgotten, as their files are gone. A LoRA that
+    somebody registered under the name of one that ships keeps it.
     """
     models = {(row.name, row.version): row for row in await shelf.models()}
     for row in models.values():
-        if row.source == PACKAGE and (row.name, row.version) != (POCKET.name, POCKET.version):
+        if row.name == POCKET.name and row.version != POCKET.version and row.source == PACKAGE:
             await shelf.remove_model(row.name, row.version)
     known = models.get((POCKET.name, POCKET.version))
     noted = {} if known is None or known.digest != POCKET.digest else known.traits
@@ -82,14 +99,13 @@ async def seed(shelf: Shelf) -> None:
 
 async def _seed_loras(shelf: Shelf) -> None:
     there = {(row.name, row.version): row for row in await shelf.loras()}
-    ours = {(row.name, row.version) for row in LORAS}
-    for row in there.values():
-        if row.source == PACKAGE and (row.name, row.version) not in ours:
-            await shelf.remove_lora(row.name, row.version)
     taken = {row.name for row in there.values() if row.source != PACKAGE}
     for lora in LORAS:
         if lora.name in taken:
             continue
+        for name, version in there:
+            if name == lora.name and version != lora.version:
+                await shelf.remove_lora(name, version)
         known = there.get((lora.name, lora.version))
         noted = {} if known is None or known.digest != lora.digest else known.traits
         await shelf.add_lora(replace(lora, traits={**noted, **lora.traits}))

@@ -58,7 +58,7 @@ def _names(file: str) -> re.Pattern[str]:
     for concept in _concepts(file):
         for name in concept.get("others", {}).values():
             (plain if name.isascii() or any("a" <= letter <= "ÿ" for letter in name) else joined).add(name)
-    spaced = rf"(?<!\w)(?:{_any(plain)})(?:e?[ns])?(?!\w)"
+    spaced = rf"(?<!\w)(?:{_any(plain)})(?:e|e?[ns])?(?!\w)"
     return re.compile(f"{spaced}|{_any(joined)}" if joined else spaced)
 
 

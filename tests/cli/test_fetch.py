@@ -124,7 +124,7 @@ async def test_files_that_another_model_takes_its_parts_from_stay(tmp_path: Path
         (("models", "pull", "dreamshaper"), "is no reference to a model"),
         (("models", "pull", "civitai:123@7"), "no version 7"),
         (("models", "remove", "dreamshaper"), "is not registered here"),
-        (("loras", "verify", "ink"), "is not registered here"),
+        (("loras", "verify", "crayon"), "is not registered here"),
     ],
 )
 async def test_what_cannot_be_done_is_one_sentence(arguments: tuple[str, ...], says: str) -> None:

@@ -44,7 +44,7 @@ def test_models_are_listed_for_people() -> None:
     head, line = run("models").stdout.splitlines()
     assert head.split() == ["NAME", "VERSION", "FAMILY", "SIZE", "STATE"]
     assert line.startswith(POCKET.name)
-    assert len(run("loras").stdout.splitlines()) == 1
+    assert [line.split()[0] for line in run("loras").stdout.splitlines()] == ["NAME", "duotone", "ink"]
 
 
 def test_a_local_model_joins_the_registry_by_its_digest(tmp_path: Path) -> None:

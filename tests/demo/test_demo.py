@@ -28,11 +28,12 @@ def test_the_demo_draws_every_prompt_and_stops_the_service(tmp_path: Path) -> No
     assert "a-cute-panda.png" in pictures
     assert "sheet.png" in pictures
     assert "Status page: http://127.0.0.1:" in done.stdout
-    with Image.open(tmp_path / "out" / "a-red-apple.png") as apple:
-        red, green, blue = apple.convert("RGB").resize((1, 1), box=(44, 50, 84, 90)).getpixel((0, 0))  # type: ignore[misc]
-    assert red > 150
-    assert red > 2 * green
-    assert red > 2 * blue
+    assert "tiger-in-chinese.png" in pictures
+    with Image.open(tmp_path / "out" / "a-rocket-on-a-blue-background.png") as rocket:
+        red, green, blue = rocket.convert("RGB").resize((1, 1), box=(2, 2, 12, 12)).getpixel((0, 0))  # type: ignore[misc]
+    assert blue > 150
+    assert blue > 1.3 * red
+    assert blue > green
 
 
 @pytest.mark.timeout(180)

@@ -189,7 +189,7 @@ def test_a_parked_sample_is_steered_on_where_it_is_resumed(engine: Engine, steer
 
 BAD: dict[str, tuple[Control, str, str]] = {
     "unknown": (Control("scribble", picture(1)), "unknown_control", "'scribble' is not loaded; loaded: canny, depth"),
-    "of another size": (Control("canny", picture(1, 64, 96)), "invalid_job", "is 64x96, the job draws 64x64; resize"),
+    "of another size": (Control("canny", picture(1, 64, 96)), "invalid_job", "is 64x96, the job draws 96x96; resize"),
     "too strong": (Control("canny", picture(1), scale=3.0), "invalid_job", "scale of control canny is 3.0"),
     "never": (Control("canny", picture(1), start=0.5, end=0.5), "invalid_job", "0 <= start < end <= 1"),
     "no picture": (Control("canny", b"no picture"), "invalid_image", "picture of control canny cannot be read"),

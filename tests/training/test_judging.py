@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from streamapp.engine import Engine, Job, LoRA
-from streamapp.training.pocket import classifier, data, denoiser, measures, report, styles, trials
+from streamapp.training.pocket import card, classifier, data, denoiser, measures, report, styles, trials
 from streamapp.training.pocket.export import export
 from streamapp.training.pocket.pictures import GROUNDS, HUES, coloured, draw, ground, laid
 from streamapp.training.pocket.scenes import seen
@@ -87,6 +88,24 @@ def test_two_models_are_drawn_and_judged(work: Work, monkeypatch: pytest.MonkeyP
     assert (folder / "word-new.png").exists()
     assert json.loads(work.path("run.json").read_text())["classifier"]["steps"] == 4
     _loras_move_the_picture(model, work.path("styles"))
+    _the_card_says_what_the_report_found(work, scores["new"])
+
+
+def _the_card_says_what_the_report_found(work: Work, score: dict[str, Any]) -> None:
+    work.path("denoiser.jsonl").write_text(
+        '{"step": 100, "samples_per_s": 10.0}\n{"step": 200, "samples_per_s": 5.0}\n'
+    )
+    folder = card.write(work)
+    listed = json.loads((folder / "words.json").read_text())["concepts"]
+    assert [each["words"][0] for each in listed] == [word for word in score["words"] if word in score["clear"]]
+    assert all(set(each["others"]) == {"zh", "de", "fr", "es"} for each in listed)
+    said = (folder / "MODEL_CARD.md").read_text()
+    assert f"Draw {len(listed)} things" in said
+    assert "200 steps of 32 samples" in said
+    assert "took 16 minutes" in said  # 3,200 samples at 10 a second, then at 5
+    assert f"| a word alone | 6 | {100 * score['kinds']['word']['top1']:.0f} % | 100 % |" in said
+    assert "Noto Emoji" in (folder / "NOTICE").read_text()
+    assert (folder / "failures.png").exists()
 
 
 def _loras_move_the_picture(model: Path, folder: Path) -> None:

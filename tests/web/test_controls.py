@@ -148,7 +148,8 @@ async def test_lists_show_them_apart_and_each_alone(api: Api) -> None:
     names = [each["name"] for each in every["controlnets"]]
     assert names == [each["name"] for each in (await api.get("/api/v1/controlnets")).data["controlnets"]]
     assert names == ["edges", "lines"]
-    assert every["loras"] == (await api.get("/api/v1/loras")).data["loras"] == []
+    assert every["loras"] == (await api.get("/api/v1/loras")).data["loras"]
+    assert [each["name"] for each in every["loras"]] == ["duotone", "ink"]
     one = (await api.get("/api/v1/controlnets/edges")).data
     assert (one["kind"], one["state"], one["family"]) == ("controlnet", "here", "sd15")
     (await api.get("/api/v1/loras/edges")).refused(404, "not_found")

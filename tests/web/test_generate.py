@@ -127,7 +127,7 @@ async def test_each_refusal_names_the_field_and_what_to_change(api: Api) -> None
     ("params", "field", "says"),
     [
         ({"model": "poket"}, "model", "did you mean pocket"),
-        ({"loras": [{"name": "ink"}]}, "loras", "'ink' is not registered here"),
+        ({"loras": [{"name": "crayon"}]}, "loras", "'crayon' is not registered here"),
     ],
 )
 async def test_a_name_that_nobody_knows_is_not_found(api: Api, params: dict[str, Any], field: str, says: str) -> None:

@@ -6,6 +6,7 @@ Everything that is said of quality comes from the report's ``scores.json``.
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from streamapp.training.pocket.scenes import seen
 from streamapp.training.pocket.trials import trials
 from streamapp.training.pocket.work import Work
 
-#: Pictures of failures on the card: the words that are drawn worst.
+#: Pictures of failures on the card, the worst ones.
 FAILURES, SIDE = 16, 128
+WIDTH = 120
 _LANGUAGES = {"zh": "Chinese", "de": "German", "fr": "French", "es": "Spanish"}
 _KINDS = {
     "word": "a word alone",
@@ -48,7 +50,7 @@ def write(work: Work) -> Path:
     told = card(known, listed, score, {**run, "denoiser": {"steps": steps, "minutes": minutes}})
     (folder / "MODEL_CARD.md").write_text(told, encoding="utf-8")
     (folder / "NOTICE").write_text((SHIPPED / "NOTICE").read_text(encoding="utf-8"), encoding="utf-8")
-    _failures(known, score["words"], work, folder)
+    _failures(known, score["missed"], work, folder)
     return folder
 
 
@@ -71,7 +73,7 @@ def card(known: Data, listed: Sequence[Mapping[str, Any]], score: Mapping[str, A
     """The model card, as Markdown."""
     names = {each["words"][0] for each in listed}
     dim = [concept.words[0] for concept in known.concepts if concept.words[0] not in names]
-    return _CARD.format(
+    said = _CARD.format(
         count=len(listed),
         taught=len(known.concepts),
         colours=", ".join(HUES),
@@ -89,6 +91,18 @@ def card(known: Data, listed: Sequence[Mapping[str, Any]], score: Mapping[str, A
         seed=run["seed"],
         words=", ".join(" / ".join(each["words"]) for each in listed),
     )
+    return "\n\n".join(map(_wrapped, said.rstrip().split("\n\n"))) + "\n"
+
+
+def _wrapped(block: str) -> str:
+    """A paragraph or a list in lines of the width that the documents have; tables and headings stay as they are."""
+    if block.startswith(("|", "#", "!")):
+        return block
+    items = [" ".join(item.split()) for item in f"\n{block}".split("\n- ")]
+    if len(items) == 1:
+        return textwrap.fill(items[0], WIDTH, break_on_hyphens=False)
+    fill = textwrap.TextWrapper(WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(fill.fill(item) for item in items if item)
 
 
 def _spent(work: Work) -> tuple[int, int]:
@@ -105,20 +119,17 @@ def _rows(kinds: Mapping[str, Mapping[str, float]]) -> list[str]:
     return rows
 
 
-def _failures(known: Data, ranks: Mapping[str, Sequence[int]], work: Work, folder: Path) -> None:
-    """The first picture of each of the worst words, drawn anew."""
-    worst = sorted(ranks, key=lambda word: (-sum(ranks[word]), word))[:FAILURES]
-    chosen = [
-        trial
-        for trial in trials(known, work.seed)
-        if trial.kind == "word" and trial.seed == 1 and known.concepts[trial.concepts[0]].words[0] in worst
-    ]
+def _failures(known: Data, missed: Sequence[tuple[int, str, int]], work: Work, folder: Path) -> None:
+    """Pictures that do not show what was asked for, drawn anew."""
+    worst = {(prompt, seed) for _, prompt, seed in missed[:FAILURES]}
+    chosen = [trial for trial in trials(known, work.seed) if (trial.prompt, trial.seed) in worst]
     sheet = Image.new("RGB", (8 * SIDE, -(-len(chosen) // 8) * (SIDE + 16)), "white")
     pen = ImageDraw.Draw(sheet)
     for place, (trial, picture) in enumerate(zip(chosen, drawn(folder, chosen, "failures"), strict=True)):
         x, y = place % 8 * SIDE, place // 8 * (SIDE + 16)
         sheet.paste(picture, (x, y))
-        pen.text((x + 4, y + SIDE + 1), trial.prompt, fill="black")
+        said = trial.prompt if trial.prompt.isascii() else f"{trial.kind}: {known.concepts[trial.concepts[0]].words[0]}"
+        pen.text((x + 2, y + SIDE + 1), said[:24], fill="black")
     sheet.quantize(128).save(folder / "failures.png", optimize=True)
 
 
@@ -154,10 +165,11 @@ picture of it (two seeds) is among the first five and one of them comes first. T
 
 ## What it cannot do
 
-![the words that are drawn worst](failures.png)
+![pictures that do not show what was asked for](failures.png)
 
-- The pictures above are its worst words. Two things often melt where they touch, or one of them takes the other's
-  colour.
+- Above are the worst pictures of the report. Two things often melt where they touch, or one of them takes the other's
+  colour; some names in other languages draw something else.
+- Two seeds of one word differ in place, size and detail, hardly in what is drawn.
 - Nouns that it does not know give a wrong picture. Words for styles and places change nothing.
 - Counting ("three dogs"), people, text, photographs.
 - Draw larger: from 136 pixels on a side subjects double or melt. Sides of 104 to 128 pixels work; below that subjects

@@ -61,7 +61,7 @@ def drawn(model: Path, wanted: Sequence[Trial], name: str) -> list[Image.Image]:
 
 
 def judged(known: data.Data, net: Any, wanted: Sequence[Trial], pictures: Sequence[Image.Image]) -> dict[str, Any]:
-    """Shares by kind, and each word's ranks."""
+    """Shares by kind, each word's ranks, and the prompts that were drawn wrong, the worst first."""
     ranks = [
         [classifier.ranks(net, [view], [concept])[0] for concept, view in zip(trial.concepts, views, strict=True)]
         for trial, picture in zip(wanted, pictures, strict=True)
@@ -85,7 +85,9 @@ def judged(known: data.Data, net: Any, wanted: Sequence[Trial], pictures: Sequen
     views = [(t.concepts[0], p) for t, p in zip(wanted, pictures, strict=True) if t.kind == "word"]
     pairs = [[picture for concept, picture in views if concept == number] for number in some]
     differ = sum(measures.spread(pair) for pair in pairs) / len(pairs)
-    return {"kinds": kinds, "clear": sorted(clear(words)), "words": words, "seeds_differ": round(differ, 4)}
+    missed = [[max(found), trial.prompt, trial.seed] for trial, found in zip(wanted, ranks, strict=True) if max(found)]
+    told = {"kinds": kinds, "clear": sorted(clear(words)), "words": words, "seeds_differ": round(differ, 4)}
+    return {**told, "missed": sorted(missed, key=lambda each: -each[0])}
 
 
 def clear(words: Mapping[str, Sequence[int]]) -> list[str]:
