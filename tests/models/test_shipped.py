@@ -40,7 +40,17 @@ def test_the_words_of_the_model_that_ships() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a cute panda", "two PANDAS in the snow", "masterpiece, best quality, rocket, 8k", "cherries", "a T-Shirt", "一只可爱的熊猫", "zwei Hunde", "un chat noir"]
+    "text",
+    [
+        "a cute panda",
+        "two PANDAS in the snow",
+        "masterpiece, best quality, rocket, 8k",
+        "cherries",
+        "a T-Shirt",
+        "一只可爱的熊猫",
+        "zwei Hunde",
+        "un chat noir",
+    ],
 )
 def test_a_prompt_that_names_something_known_needs_no_note(text: str) -> None:
     assert vocabulary_note("pocket", POCKET.traits, text) is None

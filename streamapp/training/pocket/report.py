@@ -86,8 +86,8 @@ def judged(known: data.Data, net: Any, wanted: Sequence[Trial], pictures: Sequen
     pairs = [[picture for concept, picture in views if concept == number] for number in some]
     differ = sum(measures.spread(pair) for pair in pairs) / len(pairs)
     missed = [[max(found), trial.prompt, trial.seed] for trial, found in zip(wanted, ranks, strict=True) if max(found)]
-    told = {"kinds": kinds, "clear": sorted(clear(words)), "words": words, "seeds_differ": round(differ, 4)}
-    return {**told, "missed": sorted(missed, key=lambda each: -each[0])}
+    scores = {"kinds": kinds, "clear": sorted(clear(words)), "words": words, "seeds_differ": round(differ, 4)}
+    return {**scores, "missed": sorted(missed, key=lambda each: -each[0])}
 
 
 def clear(words: Mapping[str, Sequence[int]]) -> list[str]:
