@@ -18,8 +18,8 @@ from streamapp.engine import architectures
 from streamapp.engine.architectures import Architecture, Text
 from streamapp.engine.families import sd15
 from streamapp.engine.single_file import Components, read_single_file
+from streamapp.training.ldm_file import write_ldm
 from tests.engine import tiny
-from tests.engine.ldm_file import write_ldm
 
 WIDTHS, TEXT_WIDTH = (128, 256, 512, 512), 256
 TEXT = {**architectures.CLIP_L, "hidden_size": TEXT_WIDTH, "intermediate_size": 1024, "num_attention_heads": 4}

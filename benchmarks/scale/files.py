@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from streamapp.engine import architectures
+from streamapp.training.ldm_file import open_clip, unet_name, vae_name
 from tests.engine import flow_file_writer
-from tests.engine.ldm_file import open_clip, unet_name, vae_name
 
 Shapes = dict[str, tuple[int, ...]]
 #: Random numbers that tensors are cut from.

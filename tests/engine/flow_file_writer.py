@@ -14,7 +14,7 @@ import orjson
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.engine.ldm_file import vae_name
+from streamapp.training.ldm_file import vae_name
 
 Tensors = dict[str, torch.Tensor]
 #: Of Flux: pattern of the diffusers name and the publisher's; joined matrices are made apart.

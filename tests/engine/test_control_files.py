@@ -16,8 +16,8 @@ from streamapp.engine import EngineError
 from streamapp.engine.architectures import sd2, sd15, sdxl
 from streamapp.engine.controls import configuration, load
 from streamapp.engine.families import Device
+from streamapp.training.ldm_file import unet_name
 from tests.engine import tiny
-from tests.engine.ldm_file import unet_name
 
 FILE = "diffusion_pytorch_model.safetensors"
 

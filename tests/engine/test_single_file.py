@@ -21,7 +21,7 @@ from streamapp.engine.families import Device, sd15
 from streamapp.engine.folder import read_folder
 from streamapp.engine.single_file import Components, read_single_file, tokenizer_of
 from streamapp.models.catalogue import HERE
-from tests.engine.ldm_file import write_ldm
+from streamapp.training.ldm_file import write_ldm
 from tests.engine.test_exact import draw, job
 
 POCKET = HERE / "pocket"

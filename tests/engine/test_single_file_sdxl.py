@@ -16,8 +16,8 @@ from streamapp.engine.errors import EngineError
 from streamapp.engine.families import sdxl
 from streamapp.engine.folder import read_folder
 from streamapp.engine.single_file import Components, read_single_file
+from streamapp.training.ldm_file import write_ldm
 from tests.engine import tiny
-from tests.engine.ldm_file import write_ldm
 from tests.engine.test_exact import draw, job
 
 pytestmark = [

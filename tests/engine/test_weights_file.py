@@ -17,7 +17,7 @@ from streamapp.engine.errors import EngineError
 from streamapp.engine.single_file import read_single_file
 from streamapp.engine.weights_file import WeightsFile
 from streamapp.models.catalogue import HERE
-from tests.engine.ldm_file import write_ldm
+from streamapp.training.ldm_file import write_ldm
 
 POCKET = HERE / "pocket"
 

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from streamapp.engine import Engine, Job
+from streamapp.engine.architectures import Architecture, Text
+from streamapp.engine.single_file import read_single_file
 from streamapp.training.pocket import decoder, denoiser, latents, networks, parallel, vae, vocabulary
 from streamapp.training.pocket.export import export, pipeline
 from streamapp.training.pocket.optimizer import Optimizer, average
@@ -99,6 +102,21 @@ def test_the_denoiser_learns_and_the_export_draws(ready: Work) -> None:
     engine.close()
     assert [picture.size for picture in pictures] == [(128, 128)]
     assert not list(Path(folder).glob("**/*.bin"))
+    _one_file_holds_the_same(ready, folder)
+
+
+def _one_file_holds_the_same(work: Work, folder: Path) -> None:
+    def config(part: str) -> Any:
+        return json.loads((folder / part).read_text())
+
+    parts = [config(f"{part}/config.json") for part in ("unet", "vae", "text_encoder")]
+    small = Architecture("small", parts[0], parts[1], (Text(parts[2]),), config("scheduler/scheduler_config.json"))
+    one = read_single_file(work.path("pocket.safetensors"), torch.float32, architecture=small, tokenizer=lambda _: None)
+    for part, network in (("unet", one.unet), ("vae", one.vae)):
+        stored = load_file(folder / part / "diffusion_pytorch_model.safetensors")
+        found = network.state_dict()
+        assert found.keys() == stored.keys()
+        assert all(torch.equal(found[name], stored[name].float()) for name in stored)
 
 
 def test_the_decoder_learns_on_and_the_latents_stay(ready: Work) -> None:

@@ -1,4 +1,4 @@
-"""Stage "export": the pipeline as a diffusers folder, in half precision."""
+"""Stage "export": the pipeline as a diffusers folder and as one file, in half precision."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from streamapp.training.ldm_file import write_ldm
 from streamapp.training.pocket import networks, vocabulary
 from streamapp.training.pocket.decoder import put
 from streamapp.training.pocket.latents import folded_vae
@@ -40,7 +41,7 @@ def pipeline(work: Work) -> Any:
 
 
 def export(work: Work) -> Path:
-    """Write the folder ``model``; what is there is replaced."""
+    """Write the folder ``model``, and ``pocket.safetensors`` in the published layout; what is there is replaced."""
     folder = work.path("model")
     made = pipeline(work).to(torch.float16)
     made.save_pretrained(folder, safe_serialization=True)
@@ -51,4 +52,5 @@ def export(work: Work) -> Path:
         known = json.loads(file.read_text())
         known.pop("_name_or_path", None)
         file.write_text(json.dumps(known, indent=2) + "\n")
+    work.write("pocket.safetensors", lambda part: write_ldm(folder, part))
     return folder

@@ -1,4 +1,4 @@
-"""Writes a diffusers folder of Stable Diffusion as one file in the published layout: the loader's fixture.
+"""Writes a diffusers folder of Stable Diffusion as one file in the published layout, as web UIs read it.
 
 The other direction of what diffusers converts, written from the module structure of the published code
 (CompVis/latent-diffusion): ``input_blocks``, ``middle_block`` and ``output_blocks`` counted through.
@@ -35,7 +35,10 @@ VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 
 
 def write_ldm(folder: Path, target: Path, **marks: torch.Tensor) -> Path:
-    """Write the checkpoint in ``folder`` to ``target``, with further tensors as they are."""
+    """Write the checkpoint in ``folder`` (Stable Diffusion 1, 2 or XL) to ``target``, with further tensors as they are.
+
+    Tensors keep their types. What a file of this layout cannot hold, the tokenizer and the scheduler, stays behind.
+    """
     weights = {part: load_file(next((folder / part).glob("*.safetensors"))) for part in ("unet", "vae", "text_encoder")}
     config = orjson.loads((folder / "unet" / "config.json").read_bytes())
     unet = {f"model.diffusion_model.{unet_name(name, config)}": t for name, t in weights["unet"].items()}
