@@ -17,7 +17,7 @@ from PIL import Image
 from streamapp.engine import Control, Engine, EngineError, Job, LoRA, Picture
 from tests.engine import tiny
 from tests.engine.references import TOLERANCE, reference
-from tests.engine.test_exact import POCKET, SIDE, draw, error, job
+from tests.engine.test_exact import POCKET, SIDE, WORLD, draw, error, job
 from tests.models.make_lora import make_lora
 
 # What diffusers warns about in the reference pipeline; nothing of ours.
@@ -189,7 +189,7 @@ def test_a_parked_sample_is_steered_on_where_it_is_resumed(engine: Engine, steer
 
 BAD: dict[str, tuple[Control, str, str]] = {
     "unknown": (Control("scribble", picture(1)), "unknown_control", "'scribble' is not loaded; loaded: canny, depth"),
-    "of another size": (Control("canny", picture(1, 64, 96)), "invalid_job", "is 64x96, the job draws 96x96; resize"),
+    "of another size": (Control("canny", picture(1, 64, 96)), "invalid_job", "is 64x96, the job draws 64x64; resize"),
     "too strong": (Control("canny", picture(1), scale=3.0), "invalid_job", "scale of control canny is 3.0"),
     "never": (Control("canny", picture(1), start=0.5, end=0.5), "invalid_job", "0 <= start < end <= 1"),
     "no picture": (Control("canny", b"no picture"), "invalid_image", "picture of control canny cannot be read"),
@@ -242,8 +242,9 @@ def test_an_adapter_changes_the_checkpoint_and_not_the_controlnet(tmp_path: Path
     engine = load(POCKET, "sd15")
     engine.load("canny", tmp_path / "canny", family="controlnet")
     engine.load_lora("ink", lora, model="m")
-    wanted = job(seed=8, sampler="DDIM", loras=[LoRA("ink")], controls=[Control("canny", picture(1))])
-    expected = reference(made, wanted, image=picture(1))
-    drawn = draw(engine, [job(seed=8, sampler="DDIM"), wanted, replace(wanted, loras=[])])
+    guide = picture(1, **WORLD)
+    wanted = job(**WORLD, seed=8, sampler="DDIM", loras=[LoRA("ink")], controls=[Control("canny", guide)])
+    expected = reference(made, wanted, image=guide)
+    drawn = draw(engine, [job(**WORLD, seed=8, sampler="DDIM"), wanted, replace(wanted, loras=[])])
     assert error(drawn[1, 0], expected) <= TOLERANCE
     assert error(drawn[2, 0], expected) > 1e-3

@@ -181,7 +181,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "too much": ({"image": picture(1), "strength": 1.01}, "strength", "above 0 and at most 1"),
     "not a number": ({"image": picture(1), "strength": math.nan}, "strength", "above 0 and at most 1"),
     "no step": ({"image": picture(1), "strength": 0.1}, "strength", "leaves no step of 6"),
-    "another size": ({"image": picture(1, 64, 96)}, "image", "is 64x96, the job draws 96x96; resize"),
+    "another size": ({"image": picture(1, 64, 96)}, "image", "is 64x96, the job draws 64x64; resize"),
     "another mask": ({"image": picture(1), "mask_image": picture(1, 32, 64)}, "mask_image", "is 32x64, the job"),
 }
 

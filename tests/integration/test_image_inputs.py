@@ -8,7 +8,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from tests.integration.fleet import Fleet
 
@@ -47,4 +47,5 @@ async def test_a_picture_is_painted_into_and_its_recipe_gives_it_again(tmp_path:
         tasks |= await fleet.finished(service, [again], within=60)
         assert (await fleet.picture(service, tasks[again])) is not None
         same = Image.open(io.BytesIO(await fleet.picture(service, tasks[again])))
-        assert same.tobytes() == drawn.tobytes()
+        # The first one may have shared batches with the other: its float32 sums are rounded elsewhere.
+        assert max(ImageChops.difference(same, drawn).tobytes()) <= 1
