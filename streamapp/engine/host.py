@@ -95,8 +95,8 @@ def run_command(engine: Engine, name: str, args: tuple[Any, ...], events: list[E
     if name == "submit":
         try:
             return engine.submit(*args)
-        except EngineError as error:
-            events.append(Event(args[1], -1, "failed", error))
+        except Exception as error:  # noqa: BLE001 (nobody waits for an answer: what fails unforeseen must end the job too)
+            events.append(Event(args[1], -1, "failed", _failure(error)))
             return args[1]
     return getattr(engine, name)(*args)
 
@@ -120,8 +120,15 @@ def _redraw(
             raise problem or EngineError("bad_state", "the parked sample is lost")
         if anew and job is not None:
             engine.submit(job, job_id, anew)
-    except EngineError as error:
-        events.append(Event(job_id, -1, "failed", error))
+    except Exception as error:  # noqa: BLE001 (as with submit: the job must end)
+        events.append(Event(job_id, -1, "failed", _failure(error)))
+
+
+def _failure(error: Exception) -> EngineError:
+    """What its caller is told of a job that cannot begin."""
+    if isinstance(error, EngineError):
+        return error
+    return EngineError("internal", f"the job cannot begin: {type(error).__name__}: {error}")
 
 
 class EngineThread(WeightCalls):

@@ -92,6 +92,8 @@ class Job:
             EngineError: ``invalid_job``, ``unknown_sampler`` or ``unknown_schedule``, naming the field and what to
                 change.
         """
+        for name, value in vars(self).items():
+            _typed(name, value)
         _within("width", self.width, 64, 2048)
         _within("height", self.height, 64, 2048)
         _within("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
@@ -102,6 +104,7 @@ class Job:
         if len(self.loras) > MAX_ADAPTERS:
             raise _invalid("loras", f"{len(self.loras)} adapters are named, at most {MAX_ADAPTERS} can be mixed")
         for lora in self.loras:
+            _number("loras", lora.weight, f"weight of LoRA {lora.name}")
             _within(f"weight of LoRA {lora.name}", lora.weight, -2, 2)
         if len({lora.name for lora in self.loras}) < len(self.loras):
             raise _invalid("loras", "an adapter is named twice; add the weights up instead")
@@ -144,6 +147,8 @@ def _checked(controls: Sequence[Control]) -> tuple[Control, ...]:
     if len(controls) > MAX_CONTROLS:
         raise _invalid("controls", f"{len(controls)} controls are named, at most {MAX_CONTROLS} can be mixed")
     for control in controls:
+        for value in (control.scale, control.start, control.end):
+            _number("controls", value, f"scale, start or end of control {control.model}")
         _within(f"scale of control {control.model}", control.scale, 0, MAX_SCALE)
         if not 0 <= control.start < control.end <= 1:
             message = f"control {control.model} starts at {control.start} and ends at {control.end};"
@@ -159,6 +164,43 @@ def one_scale(job: Job, family: str) -> None:
 
 def _invalid(field: str, message: str) -> EngineError:
     return EngineError("invalid_job", message, field=field)
+
+
+_TEXTS = ("model", "prompt", "sampler", "output")
+_OPTIONAL_TEXTS = ("negative_prompt", "schedule")
+_WHOLE = ("width", "height", "num_inference_steps", "seed", "num_images", "clip_skip")
+_NUMBERS = ("guidance_scale", "true_cfg_scale", "strength")
+_LISTS: dict[str, type] = {"loras": LoRA, "embeddings": str, "controls": Control}
+
+
+def _typed(name: str, value: Any) -> None:
+    """Refuse what is no value of the field's type: nothing behind this looks again, also not in another process."""
+    if name in _TEXTS or (name in _OPTIONAL_TEXTS and value is not None):
+        _text(name, value)
+    elif name in _WHOLE and (isinstance(value, bool) or not isinstance(value, int)):
+        raise _invalid(name, f"{name} is {value!r}, it must be a whole number")
+    elif name in _NUMBERS and (name != "strength" or value is not None):
+        _number(name, value)
+    elif name in _LISTS and not (
+        isinstance(value, list | tuple) and all(isinstance(each, _LISTS[name]) for each in value)
+    ):
+        raise _invalid(name, f"{name} must be a list of {_LISTS[name].__name__}")
+    if name == "output" and value not in ("pil", "rgb", "latent"):
+        raise _invalid(name, f"output is {value!r}, it must be pil, rgb or latent")
+
+
+def _text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise _invalid(name, f"{name} is {value!r}, it must be text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _invalid(name, f"{name} has half of a character (a lone surrogate) at {error.start}") from error
+
+
+def _number(field: str, value: Any, what: str | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _invalid(field, f"{what or field} is {value!r}, it must be a number")
 
 
 def _within(field: str, value: float, low: float, high: float) -> None:

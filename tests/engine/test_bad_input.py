@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from streamapp.engine import Engine, EngineError, EngineProcess, Event, Job, LoRA
+from streamapp.engine.host import run_command
 from tests.engine.references import TOLERANCE
 from tests.engine.test_exact import error, job
 from tests.engine.test_image_inputs import mask
@@ -75,6 +76,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "adapters": ({"loras": [LoRA(str(n)) for n in range(6)]}, "invalid_job", "loras", "at most 5"),
     "adapter": ({"loras": [LoRA("absent")]}, "unknown_lora", "loras", "'absent' is not loaded"),
     "clip_skip": ({"clip_skip": 9}, "invalid_job", "clip_skip", "takes 1 to 3"),
+    "no prompt": ({"prompt": None}, "invalid_job", "prompt", "must be text"),
+    "half a character": ({"prompt": "a \ud83d"}, "invalid_job", "prompt", "lone surrogate"),
+    "text for a number": ({"width": "64"}, "invalid_job", "width", "must be a whole number"),
+    "part of a seed": ({"seed": 1.5}, "invalid_job", "seed", "must be a whole number"),
+    "text for adapters": ({"loras": "absent"}, "invalid_job", "loras", "must be a list of LoRA"),
+    "text for a weight": ({"loras": [LoRA("absent", "1")]}, "invalid_job", "loras", "must be a number"),  # type: ignore[arg-type]
+    "output": ({"output": "tensor"}, "invalid_job", "output", "must be pil, rgb or latent"),
     "model": ({"model": "other"}, "unknown_model", "model", "loaded: m"),
 }
 
@@ -85,6 +93,21 @@ def test_a_bad_job_is_refused_naming_the_field(engine: Any, case: str) -> None:
     found = refused(engine, job(**given))
     assert (found.code, found.details.get("field")) == (code, field)
     assert says in found.message
+
+
+def test_a_job_that_fails_unforeseen_ends_too() -> None:
+    """Hosts hand jobs over without waiting for an answer: silence would leave one running for ever."""
+
+    class Faulty:
+        def submit(self, *_: object) -> str:
+            raise KeyError("missing")
+
+    calls: dict[str, tuple[Any, ...]] = {"submit": (NEIGHBOUR, "bad"), "redraw": ("bad", NEIGHBOUR, [0], {})}
+    for name, args in calls.items():
+        events: list[Event] = []
+        run_command(cast("Engine", Faulty()), name, args, events)
+        assert [(each.job_id, each.kind, each.value.code) for each in events] == [("bad", "failed", "internal")]
+        assert "KeyError" in events[0].value.message
 
 
 def test_a_latent_that_is_no_number_fails_alone(engine: Any, sd15: tuple[Any, Path], tmp_path: Path) -> None:
